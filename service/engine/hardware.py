@@ -1,0 +1,76 @@
+"""Chooses dtype, cores and KV memory for the machine at hand, and says why. Knows torch, not vLLM."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+GIB = 1 << 30
+CPU_KV_SHARE = 0.25
+MAX_CPU_KV_GIB = 4.0
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a choice depends on. `cores`: usable by this process; `free_bytes`: of main memory."""
+
+    gpu: bool
+    cores: tuple[int, ...]
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Settings of the engine that follow from the machine. `kv_bytes` and `cores`: None on a GPU, where vLLM decides.
+
+    `block_tokens`: size of a KV block; `reasons`: one line each, for the log.
+    """
+
+    dtype: str
+    block_tokens: int
+    kv_bytes: int | None
+    cores: tuple[int, ...] | None
+    reasons: tuple[str, ...]
+
+
+def detect_hardware() -> Hardware:
+    """Look at this process's machine. Reads /proc/meminfo, so that a container's own view counts."""
+    import torch
+
+    with open("/proc/meminfo", encoding="ascii") as file:
+        facts = dict(line.split(":", 1) for line in file)
+    free = int(facts["MemAvailable"].split()[0]) * 1024
+    return Hardware(torch.cuda.is_available(), tuple(sorted(os.sched_getaffinity(0))), free)
+
+
+def choose(hardware: Hardware, dtype: Dtype, cores: int | None, kv_gib: float | None) -> Choice:
+    """The settings for `hardware`, each overridden where the caller gives one ('auto' or None: not given)."""
+    if hardware.gpu:
+        chosen, why = (dtype, "as set") if dtype != "auto" else ("bfloat16", "a GPU's matrix units compute it at full rate")
+        return Choice(
+            chosen,
+            16,
+            None,
+            None,
+            (f"dtype {chosen}: {why}", "KV blocks of 16 tokens: vLLM's GPU kernels", "KV memory: vLLM's share of the GPU"),
+        )
+    chosen, why = (dtype, "as set") if dtype != "auto" else ("float32", "answers equal PEFT's float32 reference to 1e-3 on a CPU")
+    count = min(cores or len(hardware.cores), len(hardware.cores))
+    used = hardware.cores[:count]
+    kv_why = "as set" if kv_gib is not None else f"a quarter of free memory, at most {MAX_CPU_KV_GIB:g} GiB"
+    kv = kv_gib if kv_gib is not None else min(MAX_CPU_KV_GIB, hardware.free_bytes / GIB * CPU_KV_SHARE)
+    return Choice(
+        chosen,
+        32,
+        int(kv * GIB),
+        used,
+        (
+            f"dtype {chosen}: {why}",
+            "KV blocks of 32 tokens: the CPU attention kernel's unit",
+            f"KV memory {kv:.1f} GiB: {kv_why}",
+            f"cores {','.join(map(str, used))}: {'as set' if cores else 'all that this process may use'}",
+        ),
+    )

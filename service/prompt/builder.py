@@ -1,0 +1,98 @@
+"""Conversation to token ids, once per conversation. Knows the tokenizer and the format, not classifiers or the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.domain import Conversation, Role, Truncation, Turn
+from service.errors import EmptyConversationError, RegistryError, TextMissingError, TurnTooLongError
+from service.prompt.format import MAX_TAIL_TOKENS, PREFIX_MULTIPLE, PromptFormat
+from service.prompt.tokenizer import PromptTokenizer
+from service.prompt.truncation import turns_to_drop
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """`token_ids`: a multiple of `PREFIX_MULTIPLE` long, the same for every classifier; `truncation`: what was cut."""
+
+    token_ids: tuple[int, ...]
+    truncation: Truncation
+
+
+class PromptBuilder:
+    """Builds prefixes and tails as token ids; what it returns is never tokenised again.
+
+    `context_tokens`: the most tokens that prompt and answer may have together.
+    """
+
+    def __init__(self, tokenizer: PromptTokenizer, prompt_format: PromptFormat, context_tokens: int) -> None:
+        starts = prompt_format.turn_start
+        pieces = [prompt_format.preamble, starts.customer, starts.agent, starts.system]
+        pieces += [prompt_format.turn_end, prompt_format.invocation]
+        if forgeable := tokenizer.spellable_control_tokens(pieces):
+            raise RegistryError([f"customer text can spell the control token(s) {forgeable}: choose others in prompt.toml"])
+        filler = tokenizer.encode_control(prompt_format.filler)
+        if len(filler) != 1:
+            raise RegistryError([f"the filler {prompt_format.filler!r} in prompt.toml is {len(filler)} tokens, not one"])
+        self._tokenizer = tokenizer
+        self._preamble = tokenizer.encode_control(prompt_format.preamble)
+        self._starts = {role: tokenizer.encode_control(starts.of(role)) for role in Role}
+        self._end = tokenizer.encode_control(prompt_format.turn_end)
+        self._filler = filler
+        self.prompt_digest = prompt_format.digest
+        self.invocation_ids = tokenizer.encode_control(prompt_format.invocation)
+        self.max_prefix_tokens = (context_tokens - 1 - MAX_TAIL_TOKENS) // PREFIX_MULTIPLE * PREFIX_MULTIPLE
+        if self.max_prefix_tokens < PREFIX_MULTIPLE + len(self._preamble):
+            raise RegistryError([f"a context of {context_tokens} tokens leaves no room for a conversation"])
+
+    def prefix(self, conversation: Conversation) -> Prefix:
+        """Preamble, turns and filler. Cuts the oldest turns when the context is too small, and says so.
+
+        Raises EmptyConversationError, TextMissingError, TurnTooLongError.
+        """
+        if not conversation.turns:
+            raise EmptyConversationError(
+                "The conversation has no turns; send at least one.", "conversation.turns"
+            )
+        turns = self._encode(conversation.turns)
+        lengths = [len(turn) for turn in turns]
+        dropped = turns_to_drop(lengths, self.max_prefix_tokens - len(self._preamble))
+        ids = list(self._preamble)
+        for turn in turns[dropped:]:
+            ids += turn
+        ids += self._filler * (-len(ids) % PREFIX_MULTIPLE)
+        return Prefix(tuple(ids), Truncation(dropped, sum(lengths[:dropped])))
+
+    def tail(self, words: str) -> tuple[int, ...]:
+        """Invocation and the task's own words; the answer is read at its last token."""
+        return self.invocation_ids + self._tokenizer.encode_text(words)
+
+    def _encode(self, turns: tuple[Turn, ...]) -> list[tuple[int, ...]]:
+        """Ids of each turn with its delimiters, each proven to fit the context alone."""
+        limit = self.max_prefix_tokens - len(self._preamble)
+        for index, turn in enumerate(turns):
+            field = f"conversation.turns[{index}].text"
+            if not turn.text.strip():
+                raise TextMissingError(f"Turn {index} has no text; leave empty turns out.", field)
+            if len(turn.text) > limit * MAX_CHARACTERS_PER_TOKEN:
+                raise TurnTooLongError(
+                    f"Turn {index} has {len(turn.text)} characters, which cannot fit {limit} tokens; shorten it.",
+                    field,
+                    {"max_tokens": str(limit)},
+                )
+        encoded = []
+        texts = self._tokenizer.encode_texts(turn.text for turn in turns)
+        for index, (turn, text) in enumerate(zip(turns, texts, strict=True)):
+            ids = self._starts[turn.role] + text + self._end
+            if len(ids) > limit:
+                raise TurnTooLongError(
+                    f"Turn {index} has {len(ids)} tokens and the context leaves room for {limit}; shorten it.",
+                    f"conversation.turns[{index}].text",
+                    {"max_tokens": str(limit), "tokens": str(len(ids))},
+                )
+            encoded.append(ids)
+        return encoded
+
+
+MAX_CHARACTERS_PER_TOKEN = 32
+"""Text with more characters per token than this is refused before it costs tokenizer time (usual: 3 to 5)."""

@@ -1,0 +1,79 @@
+"""The prompt format that adapters were trained with, read from `prompt.toml`. Knows no tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from service.domain import Role
+from service.errors import RegistryError
+
+PREFIX_MULTIPLE = 32
+"""Prefixes end on a multiple of this many tokens: a whole number of KV blocks of 16 (GPU) and of 32 (CPU)."""
+
+MAX_TAIL_TOKENS = 64
+"""Room that every prefix leaves for a tail, so that adding a classifier never changes where conversations are cut."""
+
+FORMAT_FILE = "prompt.toml"
+
+Piece = Annotated[str, StringConstraints(min_length=1)]
+
+
+class TurnStarts(BaseModel):
+    """What opens a turn of each role."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    customer: Piece
+    agent: Piece
+    system: Piece
+
+    def of(self, role: Role) -> str:
+        return str(getattr(self, role.value))
+
+
+class PromptFormat(BaseModel):
+    """The fixed pieces around customer text; control tokens are spelled out and parsed as such.
+
+    `preamble` opens every prompt; `turn_end` closes a turn; `filler` is one token, repeated after the last turn
+    up to a multiple of `PREFIX_MULTIPLE`; `invocation` opens the tail and switches an activated adapter on.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preamble: str
+    turn_start: TurnStarts
+    turn_end: Piece
+    filler: Piece
+    invocation: Piece
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the pieces, hex: part of every classifier's revision."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def load_prompt_format(folder: Path) -> PromptFormat:
+    """Read `prompt.toml` of a classifiers folder. Raises RegistryError with every problem in it."""
+    path = folder / FORMAT_FILE
+    try:
+        return PromptFormat.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise RegistryError([f"{path} is missing: it holds the prompt format the adapters were trained with"]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RegistryError([f"{path} is not valid TOML: {error}"]) from error
+    except ValidationError as error:
+        raise RegistryError([f"{path}: {describe(problem)}" for problem in error.errors()]) from error
+
+
+def describe(problem: object) -> str:
+    """One pydantic error as 'key: what is wrong', without echoing the value."""
+    assert isinstance(problem, dict)
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: unknown key"
+    return f"{where}: {problem['msg']}"

@@ -1,0 +1,1 @@
+"""Classifier folders to validated classifiers."""

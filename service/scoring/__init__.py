@@ -1,0 +1,1 @@
+"""Pure numbers: from label logprobs to a decision."""

@@ -1,0 +1,1 @@
+"""Labelled conversations to adapters, on the same prompt code as serving."""

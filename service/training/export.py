@@ -1,0 +1,52 @@
+"""A trained fan to PEFT adapter folders, each written as a whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+
+from service.registry.adapter import WEIGHT_PREFIX, WEIGHTS_FILE
+from service.training.fan import Fan
+from service.training.loop import TrainingConfig
+
+RECORD_FILE = "training.json"
+
+
+def export_adapter(
+    fan: Fan, index: int, folder: Path, config: TrainingConfig, base_name: str, invocation_ids: Sequence[int], record: Mapping[str, Any]
+) -> None:
+    """Write classifier `index` of the fan to `folder/adapter` and its training record beside it.
+
+    Weights are stored as float16, which holds them to 3 digits in half the bytes; whoever loads them casts them.
+    """
+    tensors = {}
+    for name, layer in fan.layers.items():
+        tensors[f"{WEIGHT_PREFIX}{name}.lora_A.weight"] = layer.a[index].detach().to(torch.float16).contiguous()
+        tensors[f"{WEIGHT_PREFIX}{name}.lora_B.weight"] = layer.b[index].detach().to(torch.float16).contiguous()
+    peft_config = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT divides it by r as a number; a float works and is saved
+        target_modules=sorted(config.target_modules),
+        base_model_name_or_path=base_name,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        alora_invocation_tokens=list(invocation_ids),
+    )
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".adapter-") as scratch:
+        made = Path(scratch) / "adapter"
+        made.mkdir()
+        peft_config.save_pretrained(str(made))
+        save_file(tensors, made / WEIGHTS_FILE, metadata={"format": "pt"})
+        (Path(scratch) / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if (folder / "adapter").exists():
+            shutil.move(folder / "adapter", Path(scratch) / "old")
+        made.rename(folder / "adapter")
+        (Path(scratch) / RECORD_FILE).replace(folder / RECORD_FILE)

@@ -1,0 +1,88 @@
+"""Labelled conversations in JSON lines: read, validated as a whole, split by a hash of the id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from service.domain import Conversation, Role, Turn
+from service.errors import ConfigurationError
+from service.prompt.format import describe
+
+Split = Literal["train", "dev"]
+DEV_PERCENT = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A conversation and what is known of it; a classifier absent from `labels` is unknown, not 'no'."""
+
+    conversation: Conversation
+    labels: Mapping[str, str]
+
+    @property
+    def split(self) -> Split:
+        return split_of(self.conversation.id)
+
+
+class _Turn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    role: Role
+    text: str
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    id: str
+    turns: list[_Turn]
+    labels: dict[str, str]
+
+
+def split_of(record_id: str) -> Split:
+    """The split of a record, decided by its id alone, so that it never changes as data grows."""
+    bucket = int.from_bytes(hashlib.sha256(record_id.encode()).digest()[:4], "big") % 100
+    return "dev" if bucket < DEV_PERCENT else "train"
+
+
+def read_records(paths: Iterable[Path], labels: Mapping[str, Sequence[str]]) -> list[Record]:
+    """All records of the files. `labels`: classifier name to its labels.
+
+    Raises ConfigurationError with every problem: malformed lines, unknown labels, ids used twice.
+    Labels of classifiers that are not in `labels` are left out.
+    """
+    records: list[Record] = []
+    problems: list[str] = []
+    seen: set[str] = set()
+    for path in paths:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            record, found = _read_line(line, labels)
+            if record is not None and record.conversation.id in seen:
+                found = [f"id {record.conversation.id!r} is used twice"]
+            problems += [f"{path.name}:{number}: {problem}" for problem in found]
+            if record is not None:
+                seen.add(record.conversation.id)
+                records.append(record)
+    if problems:
+        raise ConfigurationError(f"{len(problems)} problem(s) in the data:\n" + "\n".join(problems[:50]))
+    return records
+
+
+def _read_line(line: str, labels: Mapping[str, Sequence[str]]) -> tuple[Record | None, list[str]]:
+    try:
+        parsed = _Line.model_validate(json.loads(line))
+    except ValidationError as error:
+        return None, [describe(problem) for problem in error.errors()]
+    except ValueError as error:
+        return None, [f"not JSON: {error}"]
+    known = {name: value for name, value in parsed.labels.items() if name in labels}
+    problems = [f"{name}: label {value!r} is not one of {list(labels[name])}" for name, value in known.items() if value not in labels[name]]
+    if not parsed.turns or any(not turn.text.strip() for turn in parsed.turns):
+        problems.append("a conversation needs turns, and each turn text")
+    conversation = Conversation(parsed.id, tuple(Turn(turn.role, turn.text) for turn in parsed.turns))
+    return (None, problems) if problems else (Record(conversation, known), [])

@@ -1,0 +1,194 @@
+"""LoRA products on a CPU, grouped by segment: the rows of one adapter are multiplied by its matrices once.
+
+The stock wrapper gathers a whole adapter for every token and lets "no adapter" (index -1) fall through to the last
+slot's weights. Here a step's rows are cut into segments of one adapter; rows without one are never touched. Short
+segments, the tails of a fan-out, are multiplied together in one batched product; long ones one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.platforms import current_platform
+from vllm.platforms.cpu import CpuPlatform
+
+SHORT_ROWS = 32
+"""Segments up to this long are padded and batched; a longer one fills a matrix product by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Rows `start` to `stop` use the adapter in `slot`."""
+
+    start: int
+    stop: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShortSegments:
+    """Short segments padded to one length. `gather`: [segments × width] rows to read; `slots`: [segments] or a slice
+    when they are consecutive; `kept`: places in `gather` that are no padding; `rows`: the rows these belong to."""
+
+    count: int
+    gather: Tensor
+    slots: Tensor | slice
+    kept: Tensor | None
+    rows: Tensor
+
+
+def find_segments(slots: Tensor) -> list[Segment]:
+    """Runs of equal slot in `slots` (int64 [rows], -1 for no adapter), leaving out those without an adapter."""
+    values, counts = torch.unique_consecutive(slots, return_counts=True)
+    segments, start = [], 0
+    for slot, count in zip(values.tolist(), counts.tolist(), strict=True):
+        if slot >= 0:
+            segments.append(Segment(start, start + count, slot))
+        start += count
+    return segments
+
+
+class SegmentedLora:
+    """Adds the low-rank updates of one step's rows; built once per step, used by every layer."""
+
+    def __init__(self, slots: Tensor) -> None:
+        segments = find_segments(slots)
+        short = [s for s in segments if s.stop - s.start <= SHORT_ROWS]
+        self.segments = segments
+        self._long = [s for s in segments if s.stop - s.start > SHORT_ROWS]
+        self._short = _pad(short) if short else None
+
+    def add(self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
+        """`y += scale · x Aᵀ Bᵀ` by each row's adapter, in place.
+
+        `y`: [rows, outputs], may be a view; `x`: [rows, inputs]; `a`: [slots, rank, inputs]; `b`: [slots, outputs, rank].
+        Rows beyond the planned ones and rows without an adapter keep their bytes.
+        """
+        for s in self._long:
+            y[s.start : s.stop] += (x[s.start : s.stop] @ a[s.slot].T) @ b[s.slot].T * scale
+        if (short := self._short) is not None:
+            rows = x.index_select(0, short.gather).view(short.count, -1, x.shape[1])
+            update = torch.bmm(torch.bmm(rows, a[short.slots].mT), b[short.slots].mT).flatten(0, 1)
+            y.index_add_(0, short.rows, update if short.kept is None else update[short.kept], alpha=scale)
+
+    def shrink(self, y: Tensor, x: Tensor, a: Tensor, scale: float) -> None:
+        """`y[:, :rank] = scale · x Aᵀ` for rows with an adapter."""
+        for s in self.segments:
+            y[s.start : s.stop, : a.shape[1]] = scale * (x[s.start : s.stop].to(y.dtype) @ a[s.slot].to(y.dtype).T)
+
+    def expand(self, y: Tensor, x: Tensor, b: Tensor, add_inputs: bool) -> None:
+        """`y += x Bᵀ` for rows with an adapter, or `y = x Bᵀ` without `add_inputs`."""
+        for s in self.segments:
+            update = x[s.start : s.stop].to(y.dtype) @ b[s.slot].to(y.dtype).T
+            width = min(update.shape[1], y.shape[1])
+            target = y[s.start : s.stop, :width]
+            target.copy_(target + update[:, :width] if add_inputs else update[:, :width])
+
+
+def _pad(segments: list[Segment]) -> ShortSegments:
+    """Pad by reading the segment's first row again; what comes of it is thrown away."""
+    width = max(s.stop - s.start for s in segments)
+    gather = [row if row < s.stop else s.start for s in segments for row in range(s.start, s.start + width)]
+    kept = [i * width + row for i, s in enumerate(segments) for row in range(s.stop - s.start)]
+    slots = [s.slot for s in segments]
+    consecutive = slots == list(range(slots[0], slots[0] + len(slots)))
+    indices = torch.tensor(gather)
+    return ShortSegments(
+        count=len(segments),
+        gather=indices,
+        slots=slice(slots[0], slots[0] + len(slots)) if consecutive else torch.tensor(slots),
+        kept=None if len(kept) == len(gather) else torch.tensor(kept),
+        rows=indices[kept],
+    )
+
+
+class SegmentedPunicaWrapper(PunicaWrapperCPU):
+    """The stock wrapper's interface over `SegmentedLora`, for token rows and for sampled rows."""
+
+    def update_metadata(self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **kwargs: Any) -> None:
+        # The stock prefill metadata is left out: it has room for one segment per request, and an activated one makes two.
+        self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
+        self.is_prefill = True
+        self.tokens = SegmentedLora(self.token_lora_indices)
+        self.no_lora = not self.tokens.segments
+        self._sampled: SegmentedLora | None = None
+
+    @property
+    def sampled(self) -> SegmentedLora:
+        """Only adapters on the output layer need it, so it is made when first asked for."""
+        if self._sampled is None:
+            self._sampled = SegmentedLora(self.sampler_indices)
+        return self._sampled
+
+    def add_lora_linear(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_a_stacked: tuple[Tensor, ...],
+        lora_b_stacked: tuple[Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        *,
+        buffer: tuple[Tensor, ...] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.no_lora:
+            return
+        x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        offset = 0
+        for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
+            self.tokens.add(y[:, offset : offset + width], x, a[:, 0], b[:, 0, :width], scale)
+            offset += width
+
+    def _apply_shrink(self, y: Tensor, x: Tensor, w_t_all: Tensor, scale: float) -> None:
+        self.tokens.shrink(y.view(-1, y.shape[-1]), x, _matrices(w_t_all), scale)
+
+    def _apply_expand(
+        self, y: Tensor, x: Tensor, w_t_all: Tensor, y_offset: int, y_slice_size: int, add_inputs: bool = True
+    ) -> None:
+        self.tokens.expand(y[:, y_offset : y_offset + y_slice_size], x, _matrices(w_t_all), add_inputs)
+
+    def add_lora_embedding(self, y: Tensor, x: Tensor, lora_b_stacked: Tensor, add_inputs: bool = True, **kwargs: Any) -> None:
+        self.tokens.expand(y, x, _matrices(lora_b_stacked), add_inputs)
+
+    def add_lora_logits(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_a_stacked: Tensor,
+        lora_b_stacked: Tensor,
+        scale: float,
+        *,
+        buffer: Tensor | None = None,
+        **kwargs: Any,
+    ) -> None:
+        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        a, b = _matrices(lora_a_stacked), _matrices(lora_b_stacked)
+        middle = torch.zeros((x.shape[0], a.shape[1]), dtype=torch.float32, device=x.device)
+        self.sampled.shrink(middle, x, a, scale)
+        self.sampled.expand(y, middle, b, add_inputs=True)
+
+
+def _matrices(stacked: Tensor) -> Tensor:
+    """[slots, (1,) outputs, inputs] without the layer axis that some stacks carry."""
+    return stacked.squeeze(1) if stacked.dim() == 4 else stacked
+
+
+def _get_punica_wrapper(cls: type[CpuPlatform]) -> str:
+    return f"{SegmentedPunicaWrapper.__module__}.{SegmentedPunicaWrapper.__qualname__}"
+
+
+def apply() -> None:
+    CpuPlatform.get_punica_wrapper = classmethod(_get_punica_wrapper)  # type: ignore[method-assign,assignment]
+
+
+def inactive_because() -> str | None:
+    """On a CPU the platform must name our wrapper; elsewhere the stock Triton kernels are used as they are."""
+    if not current_platform.is_cpu():
+        return None
+    named = current_platform.get_punica_wrapper()
+    return None if named == _get_punica_wrapper(CpuPlatform) else f"the platform names {named}"

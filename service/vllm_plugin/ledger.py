@@ -1,0 +1,99 @@
+"""Every patch to vLLM: what, why, how, where upstream stands, and when it can go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import vllm
+
+from service.vllm_plugin import block_hashes, cpu_lora, peft_config, report, token_mapping
+
+SUPPORTED_VERSION = "0.32.0"
+"""The only version the patched symbols were read in; another is refused rather than hoped for."""
+
+
+class PatchError(RuntimeError):
+    """The patches cannot be applied to the vLLM that is installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A ledger entry. `inactive_because` proves it by behaviour: None when active, else what was seen."""
+
+    name: str
+    symbol: str
+    why: str
+    how: str
+    upstream: str
+    remove_when: str
+    apply: Callable[[], None]
+    inactive_because: Callable[[], str | None]
+
+
+LEDGER: tuple[Patch, ...] = (
+    Patch(
+        name="peft_config",
+        symbol="vllm.lora.peft_helper.PEFTHelper._validate_features",
+        why="vLLM refuses adapters that set alora_invocation_tokens",
+        how="leaves out that one refusal",
+        upstream="https://github.com/vllm-project/vllm/pull/19710",
+        remove_when="vLLM serves activated LoRA itself",
+        apply=peft_config.apply,
+        inactive_because=peft_config.inactive_because,
+    ),
+    Patch(
+        name="block_hashes",
+        symbol="vllm.v1.core.kv_cache_utils.generate_block_hash_extra_keys",
+        why="every block's hash carries the adapter's name, so adapters share no KV, not even where they change nothing",
+        how="leaves the name out of blocks that end at or before the activation position",
+        upstream="https://github.com/vllm-project/vllm/pull/19710",
+        remove_when="vLLM serves activated LoRA itself",
+        apply=block_hashes.apply,
+        inactive_because=block_hashes.inactive_because,
+    ),
+    Patch(
+        name="token_mapping",
+        symbol="vllm.v1.worker.lora_model_runner_mixin.LoRAModelRunnerMixin.set_active_loras",
+        why="an adapter is applied to every token of its request",
+        how="maps rows before the activation position to no adapter",
+        upstream="https://github.com/vllm-project/vllm/pull/19710",
+        remove_when="vLLM serves activated LoRA itself; on the V2 model runner it has to be written anew",
+        apply=token_mapping.apply,
+        inactive_because=token_mapping.inactive_because,
+    ),
+    Patch(
+        name="cpu_lora",
+        symbol="vllm.platforms.cpu.CpuPlatform.get_punica_wrapper",
+        why="the CPU kernel copies a whole adapter per token, and applies the last slot's adapter to rows without one",
+        how="names a wrapper that multiplies each adapter's rows once and leaves other rows alone",
+        upstream="https://github.com/vllm-project/vllm/pull/48421 and https://github.com/vllm-project/vllm/pull/49656, both open",
+        remove_when="vLLM's CPU kernel groups rows by adapter and skips index -1",
+        apply=cpu_lora.apply,
+        inactive_because=cpu_lora.inactive_because,
+    ),
+    Patch(
+        name="report",
+        symbol="vllm.v1.engine.core.EngineCore, vllm.v1.worker.worker_base.WorkerBase",
+        why="a plugin that fails to load is logged and forgotten",
+        how="adds a method by which each process says which patches are inactive in it",
+        upstream="none; vllm/plugins/__init__.py of 0.32.0",
+        remove_when="no other patch is left",
+        apply=report.apply,
+        inactive_because=report.inactive_because,
+    ),
+)
+
+
+def apply_all() -> None:
+    """Apply every patch. Raises PatchError on another vLLM than `SUPPORTED_VERSION`."""
+    if vllm.__version__.split("+")[0] != SUPPORTED_VERSION:
+        raise PatchError(f"vLLM is {vllm.__version__}; the patches are for {SUPPORTED_VERSION} alone")
+    for patch in LEDGER:
+        patch.apply()
+
+
+def inactive_patches() -> dict[str, str]:
+    """Name and reason of every patch that is not active in this process; empty when all are."""
+    found = {patch.name: patch.inactive_because() for patch in LEDGER}
+    return {name: reason for name, reason in found.items() if reason is not None}

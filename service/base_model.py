@@ -17,7 +17,7 @@ from service.errors import BaseModelError
 BUNDLED = "SmolLM2-135M-Instruct"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WEIGHTS_SHA256 = "bbb29de6b8ba4604c9ed9545e2d1fc68e7b04ede7bd6234ef26c7a73dc957074"
-"""Over names, shapes and bytes of all tensors after conversion, so that adapters meet exactly the base they were trained on."""
+"""Over names, shapes and bytes of all tensors after conversion: adapters must meet the base they were trained on."""
 
 RECORD_FILE = "fantail-base.json"
 
@@ -58,7 +58,10 @@ def resolve_base(model: str) -> Path:
     try:
         return Path(snapshot_download(model, ignore_patterns=["*.bin", "*.pt", "*.pth", "original/*"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise BaseModelError(f"{model} could not be had from Hugging Face: {type(error).__name__}; download it and set FANTAIL_MODEL to its folder") from error
+        raise BaseModelError(
+            f"{model} could not be had from Hugging Face ({type(error).__name__}); download it and "
+            "set FANTAIL_MODEL to its folder"
+        ) from error
 
 
 def describe_base(path: Path, name: str | None = None) -> BaseModel:
@@ -74,7 +77,9 @@ def describe_base(path: Path, name: str | None = None) -> BaseModel:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError) as error:
-        raise BaseModelError(f"{path} is not a causal language model that transformers knows: {type(error).__name__}") from error
+        raise BaseModelError(
+            f"{path} is not a causal language model that transformers knows: {type(error).__name__}"
+        ) from error
     linears = {n: (m.out_features, m.in_features) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     sizes = {p.name: p.stat().st_size for p in sorted(path.glob("*.safetensors"))}
     if not sizes:
@@ -87,7 +92,7 @@ def describe_base(path: Path, name: str | None = None) -> BaseModel:
 def prepare_bundled(cache: Path) -> Path:
     """Convert the packaged GGUF into a folder of safetensors under `cache`, once; verify it on every later call.
 
-    Atomic: a half-written folder is never found. Raises BaseModelError when source or result have other bytes than expected.
+    Atomic: a half-written folder is never found. Raises BaseModelError when source or result have unexpected bytes.
     """
     folder = cache / BUNDLED
     if (folder / RECORD_FILE).is_file():
@@ -101,7 +106,9 @@ def prepare_bundled(cache: Path) -> Path:
         made = Path(scratch) / BUNDLED
         _convert(gguf, made)
         if (digest := weights_digest(made / "model.safetensors")) != WEIGHTS_SHA256:
-            raise BaseModelError(f"converting {gguf.name} gave other weights than expected ({digest[:16]}…): is the lock installed?")
+            raise BaseModelError(
+                f"converting {gguf.name} gave other weights than expected ({digest[:16]}…): is the lock installed?"
+            )
         record = {p.name: _sha256(p) for p in sorted(made.iterdir())}
         (made / RECORD_FILE).write_text(json.dumps(record, indent=1))
         try:
@@ -141,8 +148,8 @@ def _convert(gguf: Path, target: Path) -> None:
 
 def weights_digest(path: Path) -> str:
     """sha256, hex, over the names, shapes and bytes of all tensors of a safetensors file, in order of name."""
-    from safetensors.torch import load_file
     import torch
+    from safetensors.torch import load_file
 
     digest = hashlib.sha256()
     for name, tensor in sorted(load_file(path).items()):

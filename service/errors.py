@@ -36,11 +36,23 @@ class FantailError(Exception):
 
 
 class InvalidRequestError(FantailError):
-    """The request can never succeed as it is. `field`: path of the offending field in the request."""
+    """The request can never succeed as it is.
+
+    `field`: path of the offending field in the request; `others`: what else is wrong with the same request.
+    """
 
     def __init__(self, message: str, field: str, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(message, {"field": field, **(metadata or {})})
         self.field = field
+        self.others: tuple[InvalidRequestError, ...] = ()
+
+
+def raise_all(problems: Sequence[InvalidRequestError]) -> None:
+    """Raise the first problem with the others attached; do nothing when there are none."""
+    if problems:
+        first, *others = problems
+        first.others = tuple(others)
+        raise first
 
 
 class EmptyConversationError(InvalidRequestError):

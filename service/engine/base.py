@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.domain import Adapter, AdapterKind, TokenUsage
+from service.domain import Adapter, AdapterKind, Classifier, TokenUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +14,12 @@ class EngineAdapter:
 
     name: str
     adapter: Adapter
+
+
+def engine_adapter(classifier: Classifier) -> EngineAdapter | None:
+    """The classifier's adapter under its engine name; None when the base model answers."""
+    adapter = classifier.adapter
+    return EngineAdapter(f"{classifier.name}@{adapter.digest[:16]}", adapter) if adapter else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class ScoringRequest:
 
 @dataclass(frozen=True, slots=True)
 class LabelLogprobs:
-    """`logprobs`: natural log, over the whole vocabulary, in the order of `label_ids`; `usage`: the engine's own count."""
+    """`logprobs`: natural log over the whole vocabulary, in the order of `label_ids`; `usage`: as the engine counts."""
 
     logprobs: tuple[float, ...]
     usage: TokenUsage

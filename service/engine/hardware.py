@@ -49,15 +49,23 @@ def detect_hardware() -> Hardware:
 def choose(hardware: Hardware, dtype: Dtype, cores: int | None, kv_gib: float | None) -> Choice:
     """The settings for `hardware`, each overridden where the caller gives one ('auto' or None: not given)."""
     if hardware.gpu:
-        chosen, why = (dtype, "as set") if dtype != "auto" else ("bfloat16", "a GPU's matrix units compute it at full rate")
+        chosen, why = (
+            (dtype, "as set") if dtype != "auto" else ("bfloat16", "a GPU's matrix units compute it at full rate")
+        )
         return Choice(
             chosen,
             16,
             None,
             None,
-            (f"dtype {chosen}: {why}", "KV blocks of 16 tokens: vLLM's GPU kernels", "KV memory: vLLM's share of the GPU"),
+            (
+                f"dtype {chosen}: {why}",
+                "KV blocks of 16 tokens: vLLM's GPU kernels",
+                "KV memory: vLLM's share of the GPU",
+            ),
         )
-    chosen, why = (dtype, "as set") if dtype != "auto" else ("float32", "answers equal PEFT's float32 reference to 1e-3 on a CPU")
+    chosen, why = (
+        (dtype, "as set") if dtype != "auto" else ("float32", "answers equal PEFT's float32 reference to 1e-3 on a CPU")
+    )
     count = min(cores or len(hardware.cores), len(hardware.cores))
     used = hardware.cores[:count]
     kv_why = "as set" if kv_gib is not None else f"a quarter of free memory, at most {MAX_CPU_KV_GIB:g} GiB"

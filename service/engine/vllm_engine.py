@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import uuid
@@ -60,10 +61,13 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
 
         lora = self._loras[request.adapter.name] if request.adapter else None
+        output: Any = None
         try:
-            output = None
-            async for output in self._engine.generate(
-                TokensPrompt(prompt_token_ids=list(request.token_ids)), sampling_params(request), uuid.uuid4().hex, lora_request=lora
+            async for output in self._engine.generate(  # noqa: B007  (the last one is the answer)
+                TokensPrompt(prompt_token_ids=list(request.token_ids)),
+                sampling_params(request),
+                uuid.uuid4().hex,
+                lora_request=lora,
             ):
                 pass
         except VllmDeadError as error:
@@ -110,17 +114,21 @@ class VllmEngine:
                 "An engine process did not load Fantail's vLLM plugin, so its answers would be wrong. Is VLLM_PLUGINS "
                 "set without 'fantail', or the package not installed in this environment?"
             ) from error
-        problems = [f"{process} process: {patch}: {why}" for process, found in answers.items() for patch, why in found.items()]
+        problems = [
+            f"{process} process: {patch}: {why}" for process, found in answers.items() for patch, why in found.items()
+        ]
         if problems:
-            raise PluginInactiveError("Patches to vLLM are not active, so answers would be wrong: " + "; ".join(problems))
+            raise PluginInactiveError(
+                "Patches to vLLM are not active, so answers would be wrong: " + "; ".join(problems)
+            )
         logger.info("vLLM patches active in: %s", ", ".join(answers))
 
 
 def adapter_ids(adapters: Sequence[EngineAdapter]) -> list[int]:
-    """A positive 31-bit id for each adapter, from its digest: the same in every process and on every start."""
-    ids = [int(each.adapter.digest[:8], 16) & 0x7FFFFFFF or 1 for each in adapters]
+    """A positive 31-bit id for each adapter, from its name: the same in every process and on every start."""
+    ids = [int.from_bytes(hashlib.sha256(each.name.encode()).digest()[:4], "big") >> 1 or 1 for each in adapters]
     if len(set(ids)) != len(ids):
-        raise StartError("Two adapters have the same bytes or colliding digests; give each classifier its own adapter.")
+        raise StartError("The ids of two adapters collide; rename one of the classifiers.")
     return ids
 
 
@@ -218,6 +226,8 @@ def engine_args(config: VllmConfig) -> dict[str, Any]:
             "max_loras": min(config.slots or len(config.adapters), len(config.adapters)),
             "max_cpu_loras": len(config.adapters),
             "max_lora_rank": next(slot for slot in RANK_SLOTS if slot >= rank),
-            "lora_target_modules": sorted({module for each in config.adapters for module in each.adapter.target_modules}),
+            "lora_target_modules": sorted(
+                {module for each in config.adapters for module in each.adapter.target_modules}
+            ),
         }
     return {name: value for name, value in arguments.items() if value is not None}

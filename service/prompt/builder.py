@@ -1,14 +1,17 @@
-"""Conversation to token ids, once per conversation. Knows the tokenizer and the format, not classifiers or the engine."""
+"""Conversation to token ids, once per conversation. Knows the tokenizer and the format, not classifiers or engines."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from service.domain import Conversation, Role, Truncation, Turn
-from service.errors import EmptyConversationError, RegistryError, TextMissingError, TurnTooLongError
+from service.errors import InvalidRequestError, RegistryError, TurnTooLongError, raise_all
 from service.prompt.format import MAX_TAIL_TOKENS, PREFIX_MULTIPLE, PromptFormat
 from service.prompt.tokenizer import PromptTokenizer
 from service.prompt.truncation import turns_to_drop
+
+MAX_CHARACTERS_PER_TOKEN = 32
+"""Text with more characters per token than this is refused before it costs tokenizer time (usual: 3 to 5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +33,14 @@ class PromptBuilder:
         pieces = [prompt_format.preamble, starts.customer, starts.agent, starts.system]
         pieces += [prompt_format.turn_end, prompt_format.invocation]
         if forgeable := tokenizer.spellable_control_tokens(pieces):
-            raise RegistryError([f"customer text can spell the control token(s) {forgeable}: choose others in prompt.toml"])
+            raise RegistryError(
+                [f"customer text can spell the control token(s) {forgeable}: choose others in prompt.toml"]
+            )
         filler = tokenizer.encode_control(prompt_format.filler)
         if len(filler) != 1:
-            raise RegistryError([f"the filler {prompt_format.filler!r} in prompt.toml is {len(filler)} tokens, not one"])
+            raise RegistryError(
+                [f"the filler {prompt_format.filler!r} in prompt.toml is {len(filler)} tokens, not one"]
+            )
         self._tokenizer = tokenizer
         self._preamble = tokenizer.encode_control(prompt_format.preamble)
         self._starts = {role: tokenizer.encode_control(starts.of(role)) for role in Role}
@@ -48,12 +55,8 @@ class PromptBuilder:
     def prefix(self, conversation: Conversation) -> Prefix:
         """Preamble, turns and filler. Cuts the oldest turns when the context is too small, and says so.
 
-        Raises EmptyConversationError, TextMissingError, TurnTooLongError.
+        Raises TurnTooLongError, with every turn that is.
         """
-        if not conversation.turns:
-            raise EmptyConversationError(
-                "The conversation has no turns; send at least one.", "conversation.turns"
-            )
         turns = self._encode(conversation.turns)
         lengths = [len(turn) for turn in turns]
         dropped = turns_to_drop(lengths, self.max_prefix_tokens - len(self._preamble))
@@ -70,29 +73,22 @@ class PromptBuilder:
     def _encode(self, turns: tuple[Turn, ...]) -> list[tuple[int, ...]]:
         """Ids of each turn with its delimiters, each proven to fit the context alone."""
         limit = self.max_prefix_tokens - len(self._preamble)
-        for index, turn in enumerate(turns):
-            field = f"conversation.turns[{index}].text"
-            if not turn.text.strip():
-                raise TextMissingError(f"Turn {index} has no text; leave empty turns out.", field)
-            if len(turn.text) > limit * MAX_CHARACTERS_PER_TOKEN:
-                raise TurnTooLongError(
-                    f"Turn {index} has {len(turn.text)} characters, which cannot fit {limit} tokens; shorten it.",
-                    field,
-                    {"max_tokens": str(limit)},
-                )
-        encoded = []
+        raise_all(
+            [
+                too_long(index, f"{len(turn.text)} characters", limit)
+                for index, turn in enumerate(turns)
+                if len(turn.text) > limit * MAX_CHARACTERS_PER_TOKEN
+            ]
+        )
         texts = self._tokenizer.encode_texts(turn.text for turn in turns)
-        for index, (turn, text) in enumerate(zip(turns, texts, strict=True)):
-            ids = self._starts[turn.role] + text + self._end
-            if len(ids) > limit:
-                raise TurnTooLongError(
-                    f"Turn {index} has {len(ids)} tokens and the context leaves room for {limit}; shorten it.",
-                    f"conversation.turns[{index}].text",
-                    {"max_tokens": str(limit), "tokens": str(len(ids))},
-                )
-            encoded.append(ids)
+        encoded = [self._starts[turn.role] + text + self._end for turn, text in zip(turns, texts, strict=True)]
+        raise_all(
+            [too_long(index, f"{len(ids)} tokens", limit) for index, ids in enumerate(encoded) if len(ids) > limit]
+        )
         return encoded
 
 
-MAX_CHARACTERS_PER_TOKEN = 32
-"""Text with more characters per token than this is refused before it costs tokenizer time (usual: 3 to 5)."""
+def too_long(index: int, size: str, limit: int) -> InvalidRequestError:
+    """The refusal of a turn that cannot fit the context alone."""
+    message = f"Turn {index} has {size} and the context leaves room for {limit} tokens; shorten it."
+    return TurnTooLongError(message, f"conversation.turns[{index}].text", {"max_tokens": str(limit)})

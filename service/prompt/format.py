@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from service.domain import Role
 from service.errors import RegistryError
+from service.problems import sentences
 
 PREFIX_MULTIPLE = 32
 """Prefixes end on a multiple of this many tokens: a whole number of KV blocks of 16 (GPU) and of 32 (CPU)."""
@@ -67,13 +68,4 @@ def load_prompt_format(folder: Path) -> PromptFormat:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RegistryError([f"{path} is not valid TOML: {error}"]) from error
     except ValidationError as error:
-        raise RegistryError([f"{path}: {describe(problem)}" for problem in error.errors()]) from error
-
-
-def describe(problem: object) -> str:
-    """One pydantic error as 'key: what is wrong', without echoing the value."""
-    assert isinstance(problem, dict)
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key"
-    return f"{where}: {problem['msg']}"
+        raise RegistryError([f"{path}: {problem}" for problem in sentences(error)]) from error

@@ -37,11 +37,17 @@ def prove_labels(
 def _offer(tokenizer: PromptTokenizer, words: str, name: str, text: str) -> str:
     """'; these would work: …' from simple respellings of the label."""
     before = tokenizer.encode_text(words)
-    stems = dict.fromkeys(part for source in (text, name) for part in [source.strip(), *source.replace("_", " ").split()])
-    spellings = dict.fromkeys(f"{lead}{form}" for stem in stems for form in (stem, stem.lower(), stem.title()) for lead in (" ", ""))
+    stems = dict.fromkeys(
+        part for source in (text, name) for part in [source.strip(), *source.replace("_", " ").split()]
+    )
+    spellings = dict.fromkeys(
+        f"{lead}{form}" for stem in stems for form in (stem, stem.lower(), stem.title()) for lead in (" ", "")
+    )
     working = [
         s
         for s in spellings
-        if s.strip() and len(tokenizer.encode_text(s)) == 1 and tokenizer.encode_text(words + s) == before + tokenizer.encode_text(s)
+        if s.strip()
+        and len(tokenizer.encode_text(s)) == 1
+        and tokenizer.encode_text(words + s) == before + tokenizer.encode_text(s)
     ]
     return f"; these would work: {', '.join(map(repr, working[:5]))}" if working else "; try a shorter common word"

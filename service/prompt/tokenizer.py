@@ -1,4 +1,4 @@
-"""The served model's tokenizer with two doors: our own pieces, where control tokens are parsed, and text, where none is."""
+"""The served tokenizer with two doors: our own pieces, where control tokens are parsed, and text, where none is."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class PromptTokenizer:
         """Load `tokenizer.json` of a model folder. Raises BaseModelError when there is none."""
         path = model / "tokenizer.json"
         if not path.is_file():
-            raise BaseModelError(f"{model} has no tokenizer.json; a fast tokenizer is needed to encode customer text safely")
+            raise BaseModelError(
+                f"{model} has no tokenizer.json; a fast tokenizer is needed to encode customer text safely"
+            )
         return cls(Tokenizer.from_file(str(path)))
 
     def encode_control(self, piece: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""An adapter folder (PEFT format) checked against the base model, from its headers; weights are hashed, never unpickled."""
+"""An adapter folder (PEFT format) checked against the base from its headers; weights are hashed, never unpickled."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def load_adapter(
         return None, [f"the manifest says adapter = {kind.value!r} but there is no folder {folder.name}/"]
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"})
     if pickles:
-        return None, [f"{', '.join(pickles)}: only safetensors are loaded; save the adapter with safe_serialization=True"]
+        return None, [
+            f"{', '.join(pickles)}: only safetensors are loaded; save the adapter with safe_serialization=True"
+        ]
     config, problems = _read_config(folder / CONFIG_FILE)
     if config is None:
         return None, problems
@@ -100,7 +102,7 @@ def _invocation_problems(tokens: object, kind: AdapterKind, invocation_ids: tupl
         yield "the manifest says adapter = 'activated' but alora_invocation_tokens is not set: it is plain"
     elif kind is AdapterKind.ACTIVATED and tokens != list(invocation_ids):
         yield (
-            f"alora_invocation_tokens is {tokens}, but the invocation in prompt.toml encodes to {list(invocation_ids)}: "
+            f"alora_invocation_tokens is {tokens}, but prompt.toml's invocation encodes to {list(invocation_ids)}: "
             "it would be activated elsewhere than in training"
         )
 
@@ -108,7 +110,7 @@ def _invocation_problems(tokens: object, kind: AdapterKind, invocation_ids: tupl
 def _weight_problems(path: Path, config: Mapping[str, Any], base: BaseModel) -> Iterator[str]:
     try:
         with safe_open(path, framework="np") as weights:
-            tensors = {key: weights.get_slice(key) for key in weights.keys()}
+            tensors = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118  (not a dict)
             shapes = {key: tuple(tensor.get_shape()) for key, tensor in tensors.items()}
             dtypes = {tensor.get_dtype() for tensor in tensors.values()}
     except FileNotFoundError:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from service.prompt.format import describe
+from service.problems import sentences
 
 MANIFEST_FILE = "classifier.toml"
 
@@ -17,7 +17,7 @@ LabelName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
 
 class AdapterChoice(enum.StrEnum):
-    """What answers: an adapter of a kind, or the base model itself. Stated, so that a lost folder is no silent base answer."""
+    """What answers: an adapter of a kind, or the base. Stated, so that a lost folder is no silent base answer."""
 
     ACTIVATED = "activated"
     PLAIN = "plain"
@@ -51,7 +51,5 @@ def load_manifest(folder: Path) -> tuple[Manifest | None, list[str]]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         return None, [f"{MANIFEST_FILE} is not valid TOML: {error}"]
     except ValidationError as error:
-        problems = [f"{MANIFEST_FILE}: {describe(problem)}" for problem in error.errors()]
-        if any(problem["type"] == "extra_forbidden" for problem in error.errors()):
-            problems[-1] += f" (known keys: {', '.join(Manifest.model_fields)})"
-        return None, problems
+        known = f" (known keys: {', '.join(Manifest.model_fields)})"
+        return None, [f"{MANIFEST_FILE}: {p}{known if p.endswith('unknown key') else ''}" for p in sentences(error)]

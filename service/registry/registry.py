@@ -12,7 +12,7 @@ from service.base_model import BaseModel
 from service.domain import AdapterKind, Classifier
 from service.errors import RegistryError, UnknownClassifierError
 from service.prompt.builder import PromptBuilder
-from service.prompt.format import MAX_TAIL_TOKENS, PromptFormat
+from service.prompt.format import MAX_TAIL_TOKENS
 from service.prompt.labels import prove_labels
 from service.prompt.tokenizer import PromptTokenizer
 from service.registry.adapter import load_adapter
@@ -48,7 +48,6 @@ class RegistryLoader:
     """What it takes to turn a folder into classifiers for one base model and prompt format."""
 
     base: BaseModel
-    prompt_format: PromptFormat
     tokenizer: PromptTokenizer
     builder: PromptBuilder
 
@@ -56,7 +55,9 @@ class RegistryLoader:
         """Load every classifier folder in `directory`. Raises RegistryError with the problems of all of them."""
         if not directory.is_dir():
             raise RegistryError([f"{directory} is not a folder; set FANTAIL_CLASSIFIERS"])
-        folders = [p for p in sorted(directory.iterdir()) if p.is_dir() and p.name not in NOT_CLASSIFIERS and p.name[0] != "."]
+        folders = [
+            p for p in sorted(directory.iterdir()) if p.is_dir() and p.name not in NOT_CLASSIFIERS and p.name[0] != "."
+        ]
         if not folders:
             raise RegistryError([f"{directory} has no classifier folders"])
         loaded: dict[str, Classifier] = {}
@@ -74,11 +75,18 @@ class RegistryLoader:
         manifest, problems = load_manifest(folder)
         if manifest is None:
             return None, problems
-        if not folder.name.isidentifier() or not folder.name.isascii() or folder.name != folder.name.lower() or len(folder.name) > 64:
+        if (
+            not folder.name.isidentifier()
+            or not folder.name.isascii()
+            or folder.name != folder.name.lower()
+            or len(folder.name) > 64
+        ):
             problems.append(NAME_PATTERN_HELP)
         tail_ids = self.builder.tail(manifest.words)
         if len(tail_ids) > MAX_TAIL_TOKENS:
-            problems.append(f"invocation and words are {len(tail_ids)} tokens, more than {MAX_TAIL_TOKENS}; shorten `words`")
+            problems.append(
+                f"invocation and words are {len(tail_ids)} tokens, more than {MAX_TAIL_TOKENS}; shorten `words`"
+            )
         labels, label_problems = prove_labels(self.tokenizer, manifest.words, manifest.labels)
         problems += label_problems
         adapter = None
@@ -99,6 +107,11 @@ class RegistryLoader:
     def _revision(self, manifest: bytes, adapter_digest: str) -> str:
         """First 16 hex digits of sha256 over everything that decides an answer."""
         digest = hashlib.sha256()
-        for part in (manifest, adapter_digest.encode(), self.prompt_format.digest.encode(), self.base.identity.encode()):
+        for part in (
+            manifest,
+            adapter_digest.encode(),
+            self.builder.prompt_digest.encode(),
+            self.base.identity.encode(),
+        ):
             digest.update(hashlib.sha256(part).digest())
         return digest.hexdigest()[:16]

@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class LabelDistribution:
-    """`probabilities`: float64, one per label, sum 1. `mass`: what the labels hold of the whole vocabulary, in [0, 1]."""
+    """`probabilities`: float64, one per label, sum 1. `mass`: the labels' share of the whole vocabulary, in [0, 1]."""
 
     probabilities: tuple[float, ...]
     mass: float

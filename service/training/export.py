@@ -21,7 +21,13 @@ RECORD_FILE = "training.json"
 
 
 def export_adapter(
-    fan: Fan, index: int, folder: Path, config: TrainingConfig, base_name: str, invocation_ids: Sequence[int], record: Mapping[str, Any]
+    fan: Fan,
+    index: int,
+    folder: Path,
+    config: TrainingConfig,
+    base_name: str,
+    invocation_ids: Sequence[int],
+    record: Mapping[str, Any],
 ) -> None:
     """Write classifier `index` of the fan to `folder/adapter` and its training record beside it.
 
@@ -33,7 +39,7 @@ def export_adapter(
         tensors[f"{WEIGHT_PREFIX}{name}.lora_B.weight"] = layer.b[index].detach().to(torch.float16).contiguous()
     peft_config = LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT divides it by r as a number; a float works and is saved
+        lora_alpha=config.alpha,
         target_modules=sorted(config.target_modules),
         base_model_name_or_path=base_name,
         task_type="CAUSAL_LM",

@@ -52,7 +52,12 @@ class FanLora(nn.Module):
         if not self.active:
             return y
         batch, width, size = x.shape
-        rows = self.dropout(x).view(batch, self.tails, width // self.tails, size).transpose(0, 1).reshape(self.tails, -1, size)
+        rows = (
+            self.dropout(x)
+            .view(batch, self.tails, width // self.tails, size)
+            .transpose(0, 1)
+            .reshape(self.tails, -1, size)
+        )
         update = torch.bmm(torch.bmm(rows, self.a.to(x.dtype).mT), self.b.to(x.dtype).mT) * self.scale
         update = update.view(self.tails, batch, width // self.tails, -1).transpose(0, 1).reshape(batch, width, -1)
         return y + update
@@ -66,13 +71,19 @@ class Fan(nn.Module):
     """
 
     def __init__(
-        self, model: Any, tails: Sequence[Sequence[int]], target_modules: Sequence[str], rank: int, alpha: float, dropout: float = 0.0
+        self,
+        model: Any,
+        tails: Sequence[Sequence[int]],
+        target_modules: Sequence[str],
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
         self.width = max(map(len, tails))
         self.lengths = torch.tensor([len(tail) for tail in tails])
-        self.register_buffer("ids", torch.tensor([[*tail, *[PAD_ID] * (self.width - len(tail))] for tail in tails]))
+        self.ids = torch.tensor([[*tail, *[PAD_ID] * (self.width - len(tail))] for tail in tails])
         self.layers: dict[str, FanLora] = {}
         for name, linear in list(model.named_modules()):
             if isinstance(linear, nn.Linear) and name.rsplit(".", 1)[-1] in target_modules:
@@ -118,7 +129,9 @@ class Fan(nn.Module):
         cache = DynamicCache()
         for layer in range(prefixes[0].keys.shape[0]):
             keys, values = (
-                torch.stack([nn.functional.pad(each[layer].to(dtype), (0, 0, 0, longest - each.shape[2])) for each in kv])
+                torch.stack(
+                    [nn.functional.pad(each[layer].to(dtype), (0, 0, 0, longest - each.shape[2])) for each in kv]
+                )
                 for kv in ([p.keys for p in prefixes], [p.values for p in prefixes])
             )
             cache.update(keys, values, layer)
@@ -128,7 +141,7 @@ class Fan(nn.Module):
         """Additive mask [batch, 1, tails × width, longest + tails × width]: own prefix, own tail, causal."""
         tails = len(self.lengths)
         causal = torch.ones(self.width, self.width, dtype=torch.bool).tril()
-        own = torch.block_diag(*[causal] * tails).bool()
+        own = torch.kron(torch.eye(tails), causal.float()).bool()
         prefix = torch.arange(longest)[None, :] < torch.tensor([p.tokens for p in prefixes])[:, None]
         seen = torch.cat([prefix[:, None, :].expand(-1, len(own), -1), own.expand(len(prefixes), -1, -1)], dim=2)
         mask = torch.zeros(seen.shape, dtype=self.model.dtype).masked_fill(~seen, torch.finfo(self.model.dtype).min)

@@ -1,4 +1,4 @@
-"""The training loop: batches of conversations in, one adapter per classifier out. Knows no files but its own checkpoint."""
+"""The training loop: batches of conversations in, one adapter per classifier out. Knows no file but its checkpoint."""
 
 from __future__ import annotations
 
@@ -123,10 +123,12 @@ class Trainer:
         self.fan.train()
         logits = self.fan([example.prefix for example in batch])
         targets = torch.stack([example.targets for example in batch])
-        losses = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=UNKNOWN)
+        losses = nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=UNKNOWN
+        )
         known = (targets != UNKNOWN).float()
         per_classifier = losses.view_as(targets).sum(0) / known.sum(0).clamp_min(1)
-        per_classifier.sum().backward()
+        torch.autograd.backward(per_classifier.sum())
         clip_each(self.parameters, self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -178,7 +180,11 @@ def batches(examples: Sequence[Example], size: int, seed: int | None) -> list[li
     if seed is not None:
         shuffle.shuffle(order)
         pool = size * 8
-        order = [i for start in range(0, len(order), pool) for i in sorted(order[start : start + pool], key=lambda i: examples[i].prefix.tokens)]
+        order = [
+            i
+            for start in range(0, len(order), pool)
+            for i in sorted(order[start : start + pool], key=lambda i: examples[i].prefix.tokens)
+        ]
     else:
         order.sort(key=lambda i: examples[i].prefix.tokens)
     made = [[examples[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
@@ -197,4 +203,6 @@ def clip_each(parameters: Sequence[nn.Parameter], norm: float) -> None:
 
 
 def _means(parts: Sequence[tuple[int, Tensor]], count: int) -> list[float]:
-    return [torch.cat([values for index, values in parts if index == wanted]).nanmean().item() for wanted in range(count)]
+    return [
+        torch.cat([values for index, values in parts if index == wanted]).nanmean().item() for wanted in range(count)
+    ]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.domain import Conversation, Role, Turn
 from service.errors import ConfigurationError
-from service.prompt.format import describe
+from service.problems import sentences
 
 Split = Literal["train", "dev"]
 DEV_PERCENT = 15
@@ -77,11 +77,15 @@ def _read_line(line: str, labels: Mapping[str, Sequence[str]]) -> tuple[Record |
     try:
         parsed = _Line.model_validate(json.loads(line))
     except ValidationError as error:
-        return None, [describe(problem) for problem in error.errors()]
+        return None, sentences(error)
     except ValueError as error:
         return None, [f"not JSON: {error}"]
     known = {name: value for name, value in parsed.labels.items() if name in labels}
-    problems = [f"{name}: label {value!r} is not one of {list(labels[name])}" for name, value in known.items() if value not in labels[name]]
+    problems = [
+        f"{name}: label {value!r} is not one of {list(labels[name])}"
+        for name, value in known.items()
+        if value not in labels[name]
+    ]
     if not parsed.turns or any(not turn.text.strip() for turn in parsed.turns):
         problems.append("a conversation needs turns, and each turn text")
     conversation = Conversation(parsed.id, tuple(Turn(turn.role, turn.text) for turn in parsed.turns))

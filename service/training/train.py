@@ -68,7 +68,9 @@ class Training:
         model = AutoModelForCausalLM.from_pretrained(self.base.path, dtype=torch.float32)
         fan = Fan(model, tails, self.config.target_modules, self.config.rank, self.config.alpha, self.config.dropout)
         checkpoint = cache_folder() / "train" / self._digest() / "checkpoint.pt"
-        trainer = Trainer(fan, [[label.token_id for label in task.labels] for task in self.tasks], self.config, checkpoint)
+        trainer = Trainer(
+            fan, [[label.token_id for label in task.labels] for task in self.tasks], self.config, checkpoint
+        )
         with progress(self.console) as bars:
             reading = bars.add_task("reading with the base model", total=len(records))
             examples: dict[str, list[Example]] = {"train": [], "dev": []}
@@ -85,8 +87,12 @@ class Training:
         checkpoint.unlink(missing_ok=True)
 
     def _report(self, scores: EpochScores) -> None:
-        train, dev, accuracy = (sum(each) / len(each) for each in (scores.train_loss, scores.dev_loss, scores.dev_accuracy))
-        self.console.print(f"mean of {len(self.tasks)}: training loss {train:.3f}, dev loss {dev:.3f}, dev accuracy {accuracy:.3f}")
+        train, dev, accuracy = (
+            sum(each) / len(each) for each in (scores.train_loss, scores.dev_loss, scores.dev_accuracy)
+        )
+        self.console.print(
+            f"mean of {len(self.tasks)}: training loss {train:.3f}, dev loss {dev:.3f}, dev accuracy {accuracy:.3f}"
+        )
 
     def _export(self, fan: Fan, trainer: Trainer, counts: dict[str, int]) -> None:
         table = Table(title="trained adapters, each at its best epoch")
@@ -100,12 +106,15 @@ class Training:
                 "data": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.data},
                 "records": counts,
                 "base": {"name": self.base.name, "identity": self.base.identity},
-                "versions": {name: version(name) for name in ("torch", "transformers", "peft")} | {"python": platform.python_version()},
+                "versions": {name: version(name) for name in ("torch", "transformers", "peft")}
+                | {"python": platform.python_version()},
                 "best_epoch": best + 1,
                 "curve": curve,
             }
             export_adapter(fan, index, task.folder, self.config, self.base.name, self.builder.invocation_ids, record)
-            table.add_row(task.name, str(best + 1), f"{curve[best]['dev_loss']:.3f}", f"{curve[best]['dev_accuracy']:.3f}")
+            table.add_row(
+                task.name, str(best + 1), f"{curve[best]['dev_loss']:.3f}", f"{curve[best]['dev_accuracy']:.3f}"
+            )
         self.console.print(table)
 
     def _digest(self) -> str:

@@ -1,7 +1,7 @@
 """Shares KV blocks that lie before the activation position between all adapters and the base model.
 
 vLLM mixes the adapter's name into the hash of every block. Before its activation position an activated adapter
-leaves the base model's KV untouched, so there, and only there, the name is left out; cache salts and multimodal keys stay.
+leaves the base model's KV untouched, so there, and only there, the name is left out; all other keys stay.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ _stock = kv_cache_utils.generate_block_hash_extra_keys
 ExtraKeys = tuple[tuple[Any, ...] | None, int]
 
 
-def _generate_block_hash_extra_keys(request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int) -> ExtraKeys:
+def _generate_block_hash_extra_keys(
+    request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int
+) -> ExtraKeys:
     keys, next_mm_idx = _stock(request, start_token_idx, end_token_idx, start_mm_idx)
     position = activation_position(request.sampling_params)
     if keys is None or position is None or end_token_idx > position:
@@ -50,8 +52,8 @@ def inactive_because() -> str | None:
         lora_request=SimpleNamespace(lora_name="a", lora_path="/a"),
         cache_salt="salt", mm_features=[], prompt_embeds=None,
     )  # fmt: skip
-    before = kv_cache_utils.generate_block_hash_extra_keys(request, 0, 32, 0)[0]  # type: ignore[arg-type]
-    across = kv_cache_utils.generate_block_hash_extra_keys(request, 16, 48, 0)[0]  # type: ignore[arg-type]
+    before = kv_cache_utils.generate_block_hash_extra_keys(request, 0, 32, 0)[0]
+    across = kv_cache_utils.generate_block_hash_extra_keys(request, 16, 48, 0)[0]
     if before != (("cache_salt", "salt"),) or across != (("lora", "a", "/a"),):
         return f"keys are {before} before the position and {across} across it"
     return None

@@ -65,7 +65,8 @@ class SegmentedLora:
     def add(self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
         """`y += scale · x Aᵀ Bᵀ` by each row's adapter, in place.
 
-        `y`: [rows, outputs], may be a view; `x`: [rows, inputs]; `a`: [slots, rank, inputs]; `b`: [slots, outputs, rank].
+        `y`: [rows, outputs], maybe a view; `x`: [rows, inputs]; `a`: [slots, rank, inputs];
+        `b`: [slots, outputs, rank].
         Rows beyond the planned ones and rows without an adapter keep their bytes.
         """
         for s in self._long:
@@ -106,11 +107,18 @@ def _pad(segments: list[Segment]) -> ShortSegments:
     )
 
 
-class SegmentedPunicaWrapper(PunicaWrapperCPU):
+class SegmentedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # mypy does not follow vLLM
     """The stock wrapper's interface over `SegmentedLora`, for token rows and for sampled rows."""
 
-    def update_metadata(self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **kwargs: Any) -> None:
-        # The stock prefill metadata is left out: it has room for one segment per request, and an activated one makes two.
+    def update_metadata(
+        self,
+        mapping: Any,
+        lora_index_to_id: list[int | None],
+        max_loras: int,
+        vocab_size: int,
+        **kwargs: Any,
+    ) -> None:
+        # The stock prefill metadata has room for one segment per request, and an activated one makes two: left out.
         self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
         self.is_prefill = True
         self.tokens = SegmentedLora(self.token_lora_indices)
@@ -152,7 +160,9 @@ class SegmentedPunicaWrapper(PunicaWrapperCPU):
     ) -> None:
         self.tokens.expand(y[:, y_offset : y_offset + y_slice_size], x, _matrices(w_t_all), add_inputs)
 
-    def add_lora_embedding(self, y: Tensor, x: Tensor, lora_b_stacked: Tensor, add_inputs: bool = True, **kwargs: Any) -> None:
+    def add_lora_embedding(
+        self, y: Tensor, x: Tensor, lora_b_stacked: Tensor, add_inputs: bool = True, **kwargs: Any
+    ) -> None:
         self.tokens.expand(y, x, _matrices(lora_b_stacked), add_inputs)
 
     def add_lora_logits(
@@ -183,7 +193,7 @@ def _get_punica_wrapper(cls: type[CpuPlatform]) -> str:
 
 
 def apply() -> None:
-    CpuPlatform.get_punica_wrapper = classmethod(_get_punica_wrapper)  # type: ignore[method-assign,assignment]
+    CpuPlatform.get_punica_wrapper = classmethod(_get_punica_wrapper)
 
 
 def inactive_because() -> str | None:

@@ -45,7 +45,7 @@ LEDGER: tuple[Patch, ...] = (
     Patch(
         name="block_hashes",
         symbol="vllm.v1.core.kv_cache_utils.generate_block_hash_extra_keys",
-        why="every block's hash carries the adapter's name, so adapters share no KV, not even where they change nothing",
+        why="every block's hash carries the adapter's name, so adapters share no KV even where they change nothing",
         how="leaves the name out of blocks that end at or before the activation position",
         upstream="https://github.com/vllm-project/vllm/pull/19710",
         remove_when="vLLM serves activated LoRA itself",
@@ -65,9 +65,9 @@ LEDGER: tuple[Patch, ...] = (
     Patch(
         name="cpu_lora",
         symbol="vllm.platforms.cpu.CpuPlatform.get_punica_wrapper",
-        why="the CPU kernel copies a whole adapter per token, and applies the last slot's adapter to rows without one",
+        why="the CPU kernel copies a whole adapter per token, and gives rows without one the last slot's adapter",
         how="names a wrapper that multiplies each adapter's rows once and leaves other rows alone",
-        upstream="https://github.com/vllm-project/vllm/pull/48421 and https://github.com/vllm-project/vllm/pull/49656, both open",
+        upstream="https://github.com/vllm-project/vllm/pull/48421, https://github.com/vllm-project/vllm/pull/49656",
         remove_when="vLLM's CPU kernel groups rows by adapter and skips index -1",
         apply=cpu_lora.apply,
         inactive_because=cpu_lora.inactive_because,

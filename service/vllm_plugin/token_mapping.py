@@ -22,7 +22,10 @@ _stock = LoRAModelRunnerMixin.set_active_loras
 
 
 def mask_before_positions(
-    adapter_ids: NDArray[np.int64], scheduled: NDArray[np.int32], computed: NDArray[np.int32], positions: list[int | None]
+    adapter_ids: NDArray[np.int64],
+    scheduled: NDArray[np.int32],
+    computed: NDArray[np.int32],
+    positions: list[int | None],
 ) -> NDArray[np.int64]:
     """Adapter id per row with rows before their request's position set to none.
 
@@ -60,7 +63,7 @@ def _set_active_loras(
 
 
 def apply() -> None:
-    LoRAModelRunnerMixin.set_active_loras = _set_active_loras  # type: ignore[method-assign]
+    LoRAModelRunnerMixin.set_active_loras = _set_active_loras
 
 
 def inactive_because() -> str | None:

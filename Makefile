@@ -1,0 +1,53 @@
+# Two commands to start with: `make demo` and `make test`. The environment is made once, in .venv, from a pinned lock.
+PYTHON ?= python3
+BIN := .venv/bin
+LOCK := requirements/cpu.lock
+
+# The CPU build of torch is not on PyPI itself: taken from the configured sources, else from PyTorch's own index.
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: demo serve test test-fast check format bench proto lock clean
+
+demo: .venv/installed  ## start a server, classify one conversation over gRPC, print the answers, stop it
+	$(BIN)/fantail demo
+
+serve: .venv/installed  ## serve on 127.0.0.1:50051 until stopped
+	$(BIN)/fantail serve
+
+test: .venv/installed  ## the whole test suite, real engine included
+	$(BIN)/python -m pytest
+
+test-fast: .venv/installed  ## everything that needs no engine
+	$(BIN)/python -m pytest -m "not engine"
+
+check: .venv/installed  ## lint, format, types, proto lint, generated code fresh
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tools/proto.py check
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/installed  ## the fan-out beside one classification, PEFT and stock vLLM, in one alternating run
+	$(BIN)/python -m loadtest.bench
+
+proto: .venv/installed  ## generate service/pb from proto/
+	$(BIN)/python tools/proto.py generate
+
+lock: .venv/installed  ## resolve the lock anew; needs uv
+	uv pip compile pyproject.toml --extra cpu --extra train --extra loadtest --extra dev --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 --no-annotate --no-header -o $(LOCK)
+
+# Everything is pinned and nothing resolved (--no-deps): that is what keeps torchvision out, see pyproject.toml.
+.venv/installed: $(LOCK) pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r $(LOCK) || \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --extra-index-url $(TORCH_INDEX) -r $(LOCK)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

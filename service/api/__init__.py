@@ -1,0 +1,1 @@
+"""gRPC around classifying; with `client`, the only place that knows gRPC."""

@@ -1,0 +1,146 @@
+"""Messages to domain values and back; what a message lacks is refused here, all of it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from google.protobuf.duration_pb2 import Duration
+
+from service.api.status import rpc_status
+from service.classify import Answers
+from service.domain import (
+    AdapterKind,
+    Classification,
+    Classifier,
+    Conversation,
+    Role,
+    StageSeconds,
+    TokenUsage,
+    Truncation,
+    Turn,
+)
+from service.errors import (
+    ConversationTooLongError,
+    EmptyConversationError,
+    FantailError,
+    InvalidRequestError,
+    RoleMissingError,
+    TextMissingError,
+    raise_all,
+)
+from service.pb.fantail.v1 import classification_service_pb2 as pb
+from service.pb.fantail.v1 import classifier_pb2
+from service.scoring.decision import LABEL_MASS_TOO_LOW
+
+ROLES = {pb.ROLE_CUSTOMER: Role.CUSTOMER, pb.ROLE_AGENT: Role.AGENT, pb.ROLE_SYSTEM: Role.SYSTEM}
+ABSTAIN_REASONS = {None: pb.ABSTAIN_REASON_UNSPECIFIED, LABEL_MASS_TOO_LOW: pb.ABSTAIN_REASON_LABEL_MASS_TOO_LOW}
+ADAPTER_KINDS = {
+    AdapterKind.ACTIVATED: classifier_pb2.ADAPTER_KIND_ACTIVATED,
+    AdapterKind.PLAIN: classifier_pb2.ADAPTER_KIND_PLAIN,
+    None: classifier_pb2.ADAPTER_KIND_NONE,
+}
+
+
+def conversation_from_proto(message: pb.Conversation, max_turns: int) -> Conversation:
+    """Raises InvalidRequestError with everything that is wrong with the conversation."""
+    if not message.turns:
+        raise EmptyConversationError("The conversation has no turns; send at least one.", "conversation.turns")
+    if len(message.turns) > max_turns:
+        raise ConversationTooLongError(
+            f"The conversation has {len(message.turns)} turns, this server accepts {max_turns}; send the latest ones.",
+            "conversation.turns",
+            {"max_turns": str(max_turns)},
+        )
+    raise_all([problem for index, turn in enumerate(message.turns) for problem in _turn_problems(index, turn)])
+    return Conversation(message.id, tuple(Turn(ROLES[turn.role], turn.text) for turn in message.turns))
+
+
+def _turn_problems(index: int, turn: pb.Turn) -> list[InvalidRequestError]:
+    problems: list[InvalidRequestError] = []
+    if turn.role not in ROLES:
+        problems.append(
+            RoleMissingError(
+                f"Turn {index} has no known role; say ROLE_CUSTOMER, ROLE_AGENT or ROLE_SYSTEM.",
+                f"conversation.turns[{index}].role",
+            )
+        )
+    if not turn.text.strip():
+        problems.append(
+            TextMissingError(f"Turn {index} has no text; leave empty turns out.", f"conversation.turns[{index}].text")
+        )
+    return problems
+
+
+def classify_response_to_proto(classification: Classification, answers: Answers) -> pb.ClassifyResponse:
+    return pb.ClassifyResponse(
+        classification=classification_to_proto(classification, answers.truncation),
+        durations=durations_to_proto(answers.stages),
+        usage=usage_to_proto(answers.usage),
+    )
+
+
+def fan_out_response_to_proto(answers: Answers, request_id: str) -> pb.FanOutResponse:
+    return pb.FanOutResponse(
+        results=[_result_to_proto(name, outcome, answers.truncation, request_id) for name, outcome in answers.results],
+        durations=durations_to_proto(answers.stages),
+        usage=usage_to_proto(answers.usage),
+    )
+
+
+def _result_to_proto(
+    name: str, outcome: Classification | FantailError, truncation: Truncation, request_id: str
+) -> pb.FanOutResult:
+    if isinstance(outcome, FantailError):
+        return pb.FanOutResult(classifier=name, status=rpc_status(outcome, request_id))
+    return pb.FanOutResult(classifier=name, classification=classification_to_proto(outcome, truncation))
+
+
+def classification_to_proto(value: Classification, truncation: Truncation) -> pb.Classification:
+    return pb.Classification(
+        classifier=value.classifier,
+        label=value.label,
+        confidence=value.confidence,
+        scores=[
+            pb.LabelScore(label=label, probability=p)
+            for label, p in zip(value.labels, value.probabilities, strict=True)
+        ],
+        label_mass=value.label_mass,
+        abstained=value.abstain_reason is not None,
+        abstain_reason=ABSTAIN_REASONS[value.abstain_reason],
+        revision=value.revision,
+        truncation=pb.Truncation(dropped_turns=truncation.dropped_turns, dropped_tokens=truncation.dropped_tokens),
+        usage=usage_to_proto(value.usage),
+    )
+
+
+def usage_to_proto(value: TokenUsage) -> pb.TokenUsage:
+    return pb.TokenUsage(computed_tokens=value.computed, reused_tokens=value.reused)
+
+
+def durations_to_proto(value: StageSeconds) -> pb.StageDurations:
+    return pb.StageDurations(
+        prompt=_duration(value.prompt),
+        engine=_duration(value.engine),
+        scoring=_duration(value.scoring),
+        total=_duration(value.total),
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration
+
+
+def classifiers_to_proto(values: Sequence[Classifier]) -> list[classifier_pb2.Classifier]:
+    return [
+        classifier_pb2.Classifier(
+            name=value.name,
+            description=value.description,
+            labels=[label.name for label in value.labels],
+            adapter_kind=ADAPTER_KINDS[value.adapter.kind if value.adapter else None],
+            revision=value.revision,
+            tail_tokens=len(value.tail_ids),
+        )
+        for value in values
+    ]

@@ -1,0 +1,55 @@
+"""Errors to statuses: one table, and the details of AIP-193."""
+
+from __future__ import annotations
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc import StatusCode
+
+from service import errors
+from service.pb.fantail.v1 import error_reason_pb2 as reasons
+from service.pb.fantail.v1.error_reason_pb2 import ErrorReason
+
+DOMAIN = "fantail.v1"
+DETAILS_KEY = "grpc-status-details-bin"
+"""Trailing metadata that carries a google.rpc.Status, as every gRPC library expects it."""
+
+TABLE: dict[type[errors.FantailError], tuple[StatusCode, ErrorReason.ValueType]] = {
+    errors.EmptyConversationError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CONVERSATION_EMPTY),
+    errors.RoleMissingError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_ROLE_MISSING),
+    errors.TextMissingError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_TEXT_MISSING),
+    errors.TurnTooLongError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_TURN_TOO_LONG),
+    errors.ConversationTooLongError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CONVERSATION_TOO_LONG),
+    errors.ClassifierNameMissingError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CLASSIFIER_NAME_MISSING),
+    errors.DuplicateClassifierError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CLASSIFIER_DUPLICATED),
+    errors.UnknownClassifierError: (StatusCode.NOT_FOUND, reasons.ERROR_REASON_CLASSIFIER_UNKNOWN),
+    errors.EngineError: (StatusCode.INTERNAL, reasons.ERROR_REASON_ENGINE_FAILED),
+    errors.EngineDeadError: (StatusCode.UNAVAILABLE, reasons.ERROR_REASON_ENGINE_DEAD),
+}
+"""Every error that can reach a caller. Errors of starting never do."""
+
+DEFECT = errors.FantailError("The server has a defect; report it with the request id.")
+"""Stands for every exception that is not ours: its text stays in the log."""
+
+
+def rpc_status(error: errors.FantailError, request_id: str) -> status_pb2.Status:
+    """The status of an error with its details; an error outside the table is a defect."""
+    code, reason = TABLE.get(type(error), (StatusCode.INTERNAL, reasons.ERROR_REASON_DEFECT))
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=ErrorReason.Name(reason), domain=DOMAIN, metadata=error.metadata),
+        error_details_pb2.RequestInfo(request_id=request_id),
+    ]
+    if isinstance(error, errors.InvalidRequestError):
+        violations = [
+            error_details_pb2.BadRequest.FieldViolation(field=each.field, description=each.message)
+            for each in (error, *error.others)
+        ]
+        details.append(error_details_pb2.BadRequest(field_violations=violations))
+    return status_pb2.Status(code=code.value[0], message=error.message, details=[_pack(detail) for detail in details])
+
+
+def _pack(detail: Message) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    return packed

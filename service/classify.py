@@ -1,0 +1,152 @@
+"""One request, start to end: conversation to answers. Read this first.
+
+Knows neither gRPC nor vLLM: what comes in and goes out are domain values, and the engine is an interface.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.domain import AdapterKind, Classification, Classifier, Conversation, StageSeconds, TokenUsage, Truncation
+from service.engine.base import LabelLogprobs, ScoringEngine, ScoringRequest, engine_adapter
+from service.errors import (
+    ClassifierNameMissingError,
+    DuplicateClassifierError,
+    EngineDeadError,
+    EngineError,
+    FantailError,
+    UnknownClassifierError,
+    raise_all,
+)
+from service.prompt.builder import Prefix, PromptBuilder
+from service.registry.registry import Registry
+from service.scoring.decision import decide
+from service.scoring.distribution import label_distribution
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What came of a fan-out: for each classifier, in order, its answer or the error that took its place."""
+
+    results: tuple[tuple[str, Classification | FantailError], ...]
+    truncation: Truncation
+    usage: TokenUsage
+    stages: StageSeconds
+
+
+@dataclass(frozen=True, slots=True)
+class Classify:
+    """Answers classifiers' questions about conversations."""
+
+    registry: Registry
+    builder: PromptBuilder
+    engine: ScoringEngine
+
+    async def one(self, conversation: Conversation, name: str) -> tuple[Classification, Answers]:
+        """Ask one classifier. Raises what `fan_out` raises, and the classifier's own error."""
+        if not name:
+            raise ClassifierNameMissingError(
+                "Name the classifier to ask; ListClassifiers names them all.", "classifier"
+            )
+        answers = await self.fan_out(conversation, [name])
+        outcome = answers.results[0][1]
+        if isinstance(outcome, FantailError):
+            raise outcome
+        return outcome, answers
+
+    async def fan_out(self, conversation: Conversation, names: Sequence[str]) -> Answers:
+        """Ask the named classifiers, or all when `names` is empty; the conversation is read once for all of them.
+
+        A classifier that is unknown or that the engine fails on gets its error as result and does not disturb the
+        others. Raises InvalidRequestError for what is wrong with the request, EngineDeadError.
+        """
+        started = time.perf_counter()
+        _check_names(names)
+        chosen = [self._find(name) for name in names] if names else list(self.registry.select(()))
+        prefix = self.builder.prefix(conversation)
+        prompted = time.perf_counter()
+        scored = await self._score(prefix, [each for each in chosen if isinstance(each, Classifier)])
+        computed = time.perf_counter()
+        results = [
+            (each.name, _answer(each, scored[each.name])) if isinstance(each, Classifier) else (name, each)
+            for name, each in zip(names or [c.name for c in chosen if isinstance(c, Classifier)], chosen, strict=True)
+        ]
+        usage = sum((a.usage for _, a in results if isinstance(a, Classification)), TokenUsage())
+        done = time.perf_counter()
+        stages = StageSeconds(prompted - started, computed - prompted, done - computed, done - started)
+        return Answers(tuple(results), prefix.truncation, usage, stages)
+
+    def _find(self, name: str) -> Classifier | UnknownClassifierError:
+        try:
+            return self.registry.get(name)
+        except UnknownClassifierError as error:
+            return error
+
+    async def _score(self, prefix: Prefix, classifiers: Sequence[Classifier]) -> dict[str, LabelLogprobs | EngineError]:
+        """Score one prefix under every classifier at once; cancelling cancels all of them."""
+        async with asyncio.TaskGroup() as group:
+            tasks = {each.name: group.create_task(self._score_one(prefix, each)) for each in classifiers}
+        scored = {name: task.result() for name, task in tasks.items()}
+        for outcome in scored.values():
+            if isinstance(outcome, EngineDeadError):
+                raise outcome
+        return scored
+
+    async def _score_one(self, prefix: Prefix, classifier: Classifier) -> LabelLogprobs | EngineError:
+        try:
+            return await self.engine.score(scoring_request(prefix, classifier))
+        except EngineError as error:
+            return error
+
+
+def scoring_request(prefix: Prefix, classifier: Classifier) -> ScoringRequest:
+    """The prompt of one classifier: the shared prefix, its own tail, and where its adapter begins."""
+    activated = classifier.adapter is not None and classifier.adapter.kind is AdapterKind.ACTIVATED
+    return ScoringRequest(
+        token_ids=prefix.token_ids + classifier.tail_ids,
+        label_ids=classifier.label_ids,
+        adapter=engine_adapter(classifier),
+        activation_index=len(prefix.token_ids) if activated else None,
+    )
+
+
+def _answer(classifier: Classifier, scored: LabelLogprobs | EngineError) -> Classification | EngineError:
+    if isinstance(scored, EngineError):
+        return scored
+    try:
+        distribution = label_distribution(scored.logprobs)
+    except ValueError as error:
+        problem = EngineError("The engine gave no usable probabilities for this prompt.")
+        problem.__cause__ = error
+        return problem
+    decision = decide(distribution, classifier.min_label_mass)
+    labels = tuple(label.name for label in classifier.labels)
+    return Classification(
+        classifier=classifier.name,
+        label=labels[decision.index],
+        confidence=decision.confidence,
+        labels=labels,
+        probabilities=distribution.probabilities,
+        label_mass=distribution.mass,
+        abstain_reason=decision.abstain_reason,
+        revision=classifier.revision,
+        usage=scored.usage,
+    )
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse empty and repeated names, all of them at once."""
+    raise_all(
+        [
+            ClassifierNameMissingError(f"Name {index} is empty.", f"classifiers[{index}]")
+            if not name
+            else DuplicateClassifierError(
+                f"Classifier {name[:64]!r} is asked for twice; ask once.", f"classifiers[{index}]"
+            )
+            for index, name in enumerate(names)
+            if not name or name in names[:index]
+        ]
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import grpc
 from google.rpc import code_pb2
@@ -19,7 +19,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-Handler = grpc.RpcMethodHandler[Any, Any] | None
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):

@@ -1,0 +1,42 @@
+"""Hugging Face PEFT, float32: `set_adapter` and one forward pass over the whole prompt, classifier after classifier.
+
+Settings: all cores, no KV kept between passes, logits of the last position only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from loadtest.baselines.prompts import Prompts
+from loadtest.baselines.worker import run_worker
+
+
+def start(model: Path, classifiers: Path) -> Callable[[Sequence[Sequence[str]]], list[list[float]]]:
+    prompts = Prompts(model, classifiers)
+    first, *rest = prompts.tasks
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    peft: Any = PeftModel.from_pretrained(base, first.adapter, adapter_name=first.name).eval()
+    for task in rest:
+        peft.load_adapter(task.adapter, adapter_name=task.name)
+
+    @torch.inference_mode()
+    def classify(turns: Sequence[Sequence[str]]) -> list[list[float]]:
+        prefix = prompts.prefix(turns)
+        answers = []
+        for task in prompts.tasks:
+            peft.set_adapter(task.name)
+            logits = peft(input_ids=torch.tensor([prefix + task.tail]), logits_to_keep=1).logits[0, -1]
+            answers.append(logits[task.label_ids].softmax(-1).tolist())
+        return answers
+
+    return classify
+
+
+if __name__ == "__main__":
+    run_worker(start)

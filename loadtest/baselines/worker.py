@@ -1,0 +1,73 @@
+"""A baseline as a process: JSON lines of turns in, seconds and answers out. Keeps baselines out of each other's way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+Classify = Callable[[Sequence[Sequence[str]]], list[list[float]]]
+
+
+def run_worker(start: Callable[[Path, Path], Classify]) -> None:
+    """Main of a baseline. Arguments: model folder, classifiers folder."""
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # libraries print to standard output; only replies may
+    classify = start(Path(sys.argv[1]), Path(sys.argv[2]))
+    print(json.dumps("ready"), file=replies)
+    for line in sys.stdin:
+        began = time.perf_counter()
+        answers = classify(json.loads(line))
+        print(json.dumps({"seconds": time.perf_counter() - began, "answers": answers}), file=replies)
+
+
+class Worker:
+    """The other end: starts a baseline and asks it. `variables`: added to its environment."""
+
+    def __init__(self, module: str, model: Path, classifiers: Path, log: Path, variables: dict[str, str]) -> None:
+        self._log = log.open("wb")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, str(model), str(classifiers)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=os.environ | variables,
+            text=True,
+        )
+        if self._reply() != "ready":
+            raise RuntimeError(f"{module} did not start; see {log}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._log.close()
+
+    def ask(self, turns: Sequence[tuple[str, str]]) -> tuple[float, list[list[float]]]:
+        """Seconds of one fan-out, and the label probabilities of each classifier by name."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(turns) + "\n")
+        self._process.stdin.flush()
+        reply = self._reply()
+        return reply["seconds"], reply["answers"]
+
+    def _reply(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the baseline ended; see {self._log.name}")
+        return json.loads(line)

@@ -1,0 +1,1 @@
+"""Tests of Fantail; `tests/support.py` makes their material."""

@@ -1,0 +1,1 @@
+"""What holds for the shape of the code itself."""

@@ -1,0 +1,96 @@
+"""A server per test on a free loopback port, around an engine and registry that the test can turn."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import grpc
+import pytest
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from service.api.server import listen
+from service.classify import Classify
+from service.client import FantailClient
+from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
+from service.prompt.builder import PromptBuilder
+from service.prompt.format import PromptFormat
+from service.prompt.tokenizer import PromptTokenizer
+from service.registry.registry import Registry
+from tests.integration.harness import CONTEXT_TOKENS, WatchedEngine, small_registry
+
+
+class Serve(Protocol):
+    async def __call__(
+        self, *, max_turns: int = ..., max_message_bytes: int = ..., grace_seconds: float = ..., address: str = ...
+    ) -> str:
+        """Start one more server around the test's engine; returns its address."""
+        ...
+
+
+@pytest.fixture(scope="session")
+def builder(tokenizer: PromptTokenizer, prompt_format: PromptFormat) -> PromptBuilder:
+    """With a context so small that limits are met with short texts."""
+    return PromptBuilder(tokenizer, prompt_format, CONTEXT_TOKENS)
+
+
+@pytest.fixture(scope="session")
+def registry(builder: PromptBuilder) -> Registry:
+    return small_registry(builder)
+
+
+@pytest.fixture
+def engine() -> WatchedEngine:
+    return WatchedEngine()
+
+
+@pytest.fixture
+def classify(registry: Registry, builder: PromptBuilder, engine: WatchedEngine) -> Classify:
+    return Classify(registry, builder, engine)
+
+
+@pytest.fixture
+async def serve(classify: Classify) -> AsyncIterator[Serve]:
+    async with contextlib.AsyncExitStack() as servers:
+
+        async def start(
+            *,
+            max_turns: int = 1000,
+            max_message_bytes: int = 4 << 20,
+            grace_seconds: float = 0.0,
+            address: str = "127.0.0.1:0",
+        ) -> str:
+            port = await servers.enter_async_context(
+                listen(classify, address, max_turns, max_message_bytes, grace_seconds)
+            )
+            return f"127.0.0.1:{port}"
+
+        yield start
+
+
+@pytest.fixture
+async def address(serve: Serve) -> str:
+    return await serve()
+
+
+@pytest.fixture
+async def client(address: str) -> AsyncIterator[FantailClient]:
+    async with FantailClient(address) as connected:
+        yield connected
+
+
+@pytest.fixture
+async def channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(address) as connected:
+        yield connected
+
+
+@pytest.fixture
+def stub(channel: grpc.aio.Channel) -> ClassificationServiceStub:
+    return ClassificationServiceStub(channel)
+
+
+@pytest.fixture
+def health(channel: grpc.aio.Channel) -> HealthStub:
+    return HealthStub(channel)

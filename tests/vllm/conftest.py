@@ -1,0 +1,116 @@
+"""The real engine, started once for each variant, and everything it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from service.classify import scoring_request
+from service.domain import AdapterKind, Classifier
+from service.engine.base import EngineAdapter, ScoringRequest, engine_adapter
+from service.engine.hardware import choose, detect_hardware
+from service.engine.vllm_engine import VllmConfig, VllmEngine, start_vllm
+from service.registry.registry import Registry
+from service.settings import Settings
+from service.start import Prompting, load_prompting, load_registry
+from tests.vllm.adapters import random_adapter
+from tests.vllm.reference import Reference, conversation_of
+
+ROOT = Path(__file__).parents[2]
+LENGTHS = (1, 20, 60, 120, 250, 400, 700, 1000)
+
+
+@pytest.fixture(scope="session")
+def settings() -> Settings:
+    return Settings(classifiers=ROOT / "classifiers")
+
+
+@pytest.fixture(scope="session")
+def prompting(settings: Settings) -> Prompting:
+    return load_prompting(settings)
+
+
+@pytest.fixture(scope="session")
+def registry(settings: Settings, prompting: Prompting) -> Registry:
+    return load_registry(settings, prompting)
+
+
+@pytest.fixture(scope="session")
+def classifiers(registry: Registry) -> tuple[Classifier, ...]:
+    return registry.select(())
+
+
+@dataclass(frozen=True, slots=True)
+class Strangers:
+    """Adapters beside the shipped ones: a plain one, one activated, and one that takes the plain one's place."""
+
+    plain: EngineAdapter
+    activated: EngineAdapter
+    replacement: EngineAdapter
+
+
+@pytest.fixture(scope="session")
+def strangers(prompting: Prompting, tmp_path_factory: pytest.TempPathFactory) -> Strangers:
+    def make(name: str, kind: AdapterKind, seed: int) -> EngineAdapter:
+        folder = tmp_path_factory.mktemp(name)
+        return random_adapter(folder, prompting.base, prompting.builder.invocation_ids, kind, seed)
+
+    return Strangers(
+        make("plain", AdapterKind.PLAIN, 1),
+        make("activated", AdapterKind.ACTIVATED, 2),
+        make("replacement", AdapterKind.PLAIN, 3),
+    )
+
+
+@pytest.fixture(scope="session")
+def adapters(classifiers: tuple[Classifier, ...], strangers: Strangers) -> tuple[EngineAdapter, ...]:
+    shipped = tuple(filter(None, map(engine_adapter, classifiers)))
+    return (*shipped, strangers.plain, strangers.activated, strangers.replacement)
+
+
+@pytest.fixture(scope="session")
+def reference(prompting: Prompting, adapters: tuple[EngineAdapter, ...]) -> Reference:
+    return Reference(prompting.base, adapters)
+
+
+@pytest.fixture(scope="session")
+def fan_outs(prompting: Prompting, classifiers: tuple[Classifier, ...]) -> list[list[ScoringRequest]]:
+    """For conversations of 1 to 1,000 tokens, one request per classifier."""
+    prefixes = [prompting.builder.prefix(conversation_of(prompting.builder, length)) for length in LENGTHS]
+    return [[scoring_request(prefix, classifier) for classifier in classifiers] for prefix in prefixes]
+
+
+@pytest.fixture(scope="session")
+def expected(reference: Reference, fan_outs: list[list[ScoringRequest]]) -> list[list[list[float]]]:
+    """PEFT's probabilities for `fan_outs`."""
+    return [reference.probabilities(requests) for requests in fan_outs]
+
+
+VARIANTS = {
+    "default": {},
+    "prefix cache off": {"prefix_caching": False},
+    "chunked prefill": {"step_tokens": 96, "concurrent_sequences": 48},
+    "fewer slots than adapters": {"slots": 5},
+}
+
+
+@pytest.fixture(scope="session")
+def engine_config(prompting: Prompting, adapters: tuple[EngineAdapter, ...]) -> VllmConfig:
+    choice = choose(detect_hardware(), "float32", None, 2.0)
+    return VllmConfig(prompting.base.path, adapters, choice, context_tokens=4096)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=VARIANTS)
+async def variant_engine(request: pytest.FixtureRequest, engine_config: VllmConfig) -> AsyncIterator[VllmEngine]:
+    async with start_vllm(replace(engine_config, **VARIANTS[request.param])) as engine:
+        yield engine
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(engine_config: VllmConfig) -> AsyncIterator[VllmEngine]:
+    async with start_vllm(engine_config) as engine:
+        yield engine

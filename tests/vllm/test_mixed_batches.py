@@ -1,0 +1,91 @@
+"""Requests of every kind in one batch answer as alone, and none meets another's KV: stock vLLM's faults are gone."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from service.classify import scoring_request
+from service.domain import Classifier
+from service.engine.base import ScoringRequest
+from service.engine.vllm_engine import VllmEngine, adapter_ids
+from service.start import Prompting
+from tests.vllm.conftest import Strangers
+from tests.vllm.reference import Reference, assert_same, conversation_of
+
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def mixed(prompting: Prompting, classifiers: tuple[Classifier, ...], strangers: Strangers) -> list[ScoringRequest]:
+    """Base, plain and activated requests on two conversations."""
+    requests = []
+    for length in (90, 333):
+        prefix = prompting.builder.prefix(conversation_of(prompting.builder, length))
+        shipped = [scoring_request(prefix, classifier) for classifier in classifiers[:4]]
+        activated = replace(shipped[0], adapter=strangers.activated)
+        plain = replace(shipped[0], adapter=strangers.plain, activation_index=None)
+        base = replace(shipped[0], adapter=None, activation_index=None)
+        requests += [base, *shipped, plain, base, activated]
+    return requests
+
+
+async def test_plain_activated_and_base_requests_share_a_batch(
+    engine: VllmEngine, mixed: list[ScoringRequest], reference: Reference
+) -> None:
+    wanted = reference.probabilities(mixed)
+    for _ in range(2):
+        assert_same(await asyncio.gather(*map(engine.score, mixed)), wanted)
+
+
+async def test_a_base_request_beside_adapters_answers_as_alone(engine: VllmEngine, mixed: list[ScoringRequest]) -> None:
+    base = replace(mixed[0], token_ids=(*mixed[0].token_ids[:-40], *mixed[0].token_ids[-39:]))
+    beside, *_ = await asyncio.gather(*map(engine.score, [base, *mixed[1:]]))
+    alone = await engine.score(base)
+    assert beside.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+
+
+async def test_an_adapter_replaced_by_other_weights_never_meets_old_kv(
+    engine: VllmEngine, mixed: list[ScoringRequest], strangers: Strangers, reference: Reference
+) -> None:
+    old = replace(mixed[0], adapter=strangers.plain, activation_index=None)
+    new = replace(old, adapter=strangers.replacement)
+    assert strangers.plain.name.split("@")[0] == strangers.replacement.name.split("@")[0]
+    wanted_old, wanted_new = reference.probabilities([old, new])
+    assert max(abs(a - b) for a, b in zip(wanted_old, wanted_new, strict=True)) > 1e-3, "the weights must matter"
+    for request, wanted in ((old, wanted_old), (new, wanted_new), (old, wanted_old)):
+        answers = [await engine.score(request) for _ in range(2)]
+        assert answers[1].usage.reused > 0, "the second time its own KV is there"
+        assert_same(answers, [wanted, wanted])
+
+
+async def test_every_adapter_is_resident_before_the_first_request(
+    engine: VllmEngine, adapters: tuple[object, ...]
+) -> None:
+    assert await engine._engine.list_loras() == set(adapter_ids(adapters))  # type: ignore[arg-type]
+
+
+async def test_a_cold_fan_out_computes_the_prefix_once(
+    engine: VllmEngine, prompting: Prompting, classifiers: tuple[Classifier, ...]
+) -> None:
+    prefix = prompting.builder.prefix(conversation_of(prompting.builder, 777))
+    requests = [scoring_request(prefix, classifier) for classifier in classifiers]
+    answers = await asyncio.gather(*map(engine.score, requests))
+    tails = sum(len(request.token_ids) - len(prefix.token_ids) for request in requests)
+    computed = sum(answer.usage.computed for answer in answers)
+    assert len(prefix.token_ids) <= computed <= len(prefix.token_ids) + tails + 32
+
+
+async def test_a_following_turn_computes_only_what_is_new(
+    engine: VllmEngine, prompting: Prompting, classifiers: tuple[Classifier, ...]
+) -> None:
+    conversation = conversation_of(prompting.builder, 640)
+    earlier = replace(conversation, turns=conversation.turns[:-1])
+    for each in (earlier, conversation):
+        requests = [scoring_request(prompting.builder.prefix(each), classifier) for classifier in classifiers]
+        answers = await asyncio.gather(*map(engine.score, requests))
+    whole, before = (len(prompting.builder.prefix(each).token_ids) for each in (conversation, earlier))
+    tails = sum(len(classifier.tail_ids) for classifier in classifiers)
+    assert sum(answer.usage.computed for answer in answers) <= whole - before + 64 + tails

@@ -1,0 +1,110 @@
+"""Each patch alone, in this process, without an engine."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from vllm.v1.core import kv_cache_utils
+
+from service.vllm_plugin import block_hashes, ledger, token_mapping
+from service.vllm_plugin.position import POSITION_KEY
+from service.vllm_plugin.token_mapping import mask_before_positions
+
+
+@pytest.fixture(autouse=True)
+def patched() -> Iterator[None]:
+    ledger.apply_all()
+    yield
+    ledger.apply_all()
+
+
+def request(lora: str | None, position: int | None, salt: str | None = None) -> SimpleNamespace:
+    return SimpleNamespace(
+        sampling_params=SimpleNamespace(extra_args=None if position is None else {POSITION_KEY: position}),
+        lora_request=SimpleNamespace(lora_name=lora, lora_path=f"/{lora}") if lora else None,
+        cache_salt=salt,
+        mm_features=[],
+        prompt_embeds=None,
+    )
+
+
+def keys(of: SimpleNamespace, start: int, stop: int) -> object:
+    return kv_cache_utils.generate_block_hash_extra_keys(of, start, stop, 0)[0]  # type: ignore[arg-type]
+
+
+def test_every_patch_proves_itself_active() -> None:
+    assert ledger.inactive_patches() == {}
+
+
+def test_applying_twice_changes_nothing() -> None:
+    ledger.apply_all()
+    assert ledger.inactive_patches() == {}
+
+
+def test_every_ledger_entry_says_what_why_and_until_when() -> None:
+    for patch in ledger.LEDGER:
+        assert all([patch.symbol, patch.why, patch.how, patch.upstream, patch.remove_when]), patch.name
+
+
+@pytest.mark.parametrize(
+    ("module", "attribute", "owner"),
+    [
+        (block_hashes, "generate_block_hash_extra_keys", kv_cache_utils),
+        (token_mapping, "set_active_loras", token_mapping.LoRAModelRunnerMixin),
+    ],
+    ids=["block hashes", "token mapping"],
+)
+def test_an_undone_patch_is_noticed(
+    module: SimpleNamespace, attribute: str, owner: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, attribute, module._stock)
+    assert list(ledger.inactive_patches()) == [module.__name__.rsplit(".", 1)[-1]]
+
+
+def test_another_vllm_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger.vllm, "__version__", "0.33.0")
+    with pytest.raises(ledger.PatchError, match=r"0\.33\.0.*0\.32\.0 alone"):
+        ledger.apply_all()
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "shared"),
+    [(0, 32, True), (32, 63, True), (32, 64, True), (33, 65, False), (64, 96, False)],
+    ids=["before", "ends before", "ends at", "ends after", "behind"],
+)
+def test_blocks_up_to_the_position_hash_as_the_base_models(start: int, stop: int, shared: bool) -> None:
+    activated, base = keys(request("a", 64), start, stop), keys(request(None, None), start, stop)
+    assert (activated == base) == shared
+    assert (activated == keys(request("b", 64), start, stop)) == shared
+
+
+def test_cache_salts_stay_in_shared_blocks() -> None:
+    assert keys(request("a", 64, salt="tenant"), 0, 32) == keys(request(None, None, salt="tenant"), 0, 32)
+    assert keys(request("a", 64, salt="tenant"), 0, 32) != keys(request("a", 64, salt="other"), 0, 32)
+
+
+def test_plain_adapters_share_no_block() -> None:
+    assert keys(request("a", None), 0, 32) != keys(request(None, None), 0, 32)
+
+
+def test_rows_before_the_position_have_no_adapter_however_the_prompt_is_cut() -> None:
+    rng = random.Random(5)
+    for _ in range(300):
+        requests = rng.randint(1, 6)
+        scheduled = [rng.randint(1, 9) for _ in range(requests)]
+        computed = [rng.randint(0, 20) for _ in range(requests)]
+        positions = [rng.choice([None, 0, rng.randint(0, 30)]) for _ in range(requests)]
+        ids = [rng.randint(0, 3) for _ in range(requests)]
+        per_row = [
+            0 if position is not None and done + row < position else lora
+            for lora, rows, done, position in zip(ids, scheduled, computed, positions, strict=True)
+            for row in range(rows)
+        ]
+        masked = mask_before_positions(
+            np.repeat(np.array(ids), scheduled), np.array(scheduled), np.array(computed), positions
+        )
+        assert masked.tolist() == per_row

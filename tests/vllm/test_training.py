@@ -1,0 +1,115 @@
+"""Training on one reading of each conversation computes what PEFT does, resumes exactly, exports what it trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from service.classify import scoring_request
+from service.domain import AdapterKind, Classifier
+from service.engine.base import engine_adapter
+from service.registry.adapter import load_adapter
+from service.start import Prompting
+from service.training.export import export_adapter
+from service.training.fan import Fan
+from service.training.loop import Example, Trainer, TrainingConfig
+from tests.vllm.reference import Reference, conversation_of
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+CONFIG = TrainingConfig(rank=2, alpha=4, target_modules=("q_proj", "down_proj"), epochs=2, batch=2, dropout=0.0)
+WORDS = ("human?", "resolved?", "x")
+
+
+@pytest.fixture
+def fan(prompting: Prompting) -> Fan:
+    """Three tails of unlike length with random adapters."""
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_pretrained(prompting.base.path, dtype=torch.float32)
+    tails = [prompting.builder.tail(words) for words in WORDS]
+    fan = Fan(model, tails, CONFIG.target_modules, CONFIG.rank, CONFIG.alpha)
+    with torch.no_grad():
+        for layer in fan.layers.values():
+            layer.b.normal_(std=0.05)
+    return fan
+
+
+def prefixes(prompting: Prompting, *lengths: int) -> list[tuple[int, ...]]:
+    return [prompting.builder.prefix(conversation_of(prompting.builder, length)).token_ids for length in lengths]
+
+
+def test_tails_side_by_side_answer_as_each_adapter_alone_in_peft(
+    fan: Fan, prompting: Prompting, tmp_path: Path
+) -> None:
+    both = prefixes(prompting, 30, 100)
+    with torch.no_grad():
+        together = fan([fan.read(prefix) for prefix in both])
+    model = AutoModelForCausalLM.from_pretrained(prompting.base.path, dtype=torch.float32)
+    for index, words in enumerate(WORDS):
+        export_adapter(
+            fan, index, tmp_path, CONFIG, prompting.base.name, prompting.builder.invocation_ids, record={"curve": []}
+        )
+        adapter, problems = load_adapter(
+            tmp_path / "adapter", AdapterKind.ACTIVATED, prompting.base, prompting.builder.invocation_ids
+        )
+        assert adapter is not None, problems
+        alone = PeftModel.from_pretrained(model, adapter.path)
+        for row, prefix in enumerate(both):
+            with torch.no_grad():
+                wanted = alone(input_ids=torch.tensor([prefix + prompting.builder.tail(words)])).logits[0, -1]
+            # half-precision KV and adapters: logits of size 20 agree to a few thousandths
+            assert torch.allclose(together[row, index].softmax(-1), wanted.softmax(-1), atol=2e-3)
+        model = alone.unload()
+
+
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(prompting: Prompting, tmp_path: Path) -> None:
+    def run(checkpoint: Path, stop_after: int | None) -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        model = AutoModelForCausalLM.from_pretrained(prompting.base.path, dtype=torch.float32)
+        fan = Fan(model, [prompting.builder.tail("human?")], CONFIG.target_modules, CONFIG.rank, CONFIG.alpha)
+        examples = [
+            Example(fan.read(prefix), torch.tensor([target]))
+            for prefix, target in zip(prefixes(prompting, 20, 40, 60, 80), (9805, 787, 9805, 787), strict=True)
+        ]
+        trainer = Trainer(fan, [(9805, 787)], CONFIG, checkpoint)
+        seen = 0
+
+        def interrupt(scores: object) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == stop_after:
+                raise KeyboardInterrupt
+
+        trainer.run(examples[:3], examples[3:], lambda done: None, interrupt)
+        return [parameter.detach().clone() for parameter in trainer.parameters]
+
+    whole = run(tmp_path / "whole.pt", None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut.pt", 1)
+    resumed = run(tmp_path / "cut.pt", None)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole, resumed, strict=True))
+
+
+def test_every_shipped_adapter_differs_from_the_base_model(
+    prompting: Prompting, classifiers: tuple[Classifier, ...], reference: Reference
+) -> None:
+    prefix = prompting.builder.prefix(conversation_of(prompting.builder, 200))
+    requests = [scoring_request(prefix, classifier) for classifier in classifiers]
+    answers = reference.probabilities(requests)
+    for classifier, answer in zip(classifiers, answers, strict=True):
+        assert engine_adapter(classifier) is not None
+        assert sum(answer) > 0.5, f"{classifier.name}: the labels hold {sum(answer):.3f} of the probability"
+
+
+def test_all_shipped_adapters_together_stay_under_60_megabytes(classifiers: tuple[Classifier, ...]) -> None:
+    sizes = [
+        (classifier.adapter.path / "adapter_model.safetensors").stat().st_size
+        for classifier in classifiers
+        if classifier.adapter
+    ]
+    assert len(sizes) == 16
+    assert sum(sizes) < 60e6

@@ -33,25 +33,7 @@ from service.client import FantailClient
 ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = (100, 320, 1000, 2000)
 CALL_SECONDS = 600
-WORDS = [
-    "order",
-    "parcel",
-    "late",
-    "invoice",
-    "charge",
-    "refund",
-    "login",
-    "screen",
-    "phone",
-    "plan",
-    "week",
-    "today",
-    "please",
-    "help",
-    "still",
-    "again",
-    "nobody",
-]
+WORDS = ("order", "parcel", "late", "invoice", "refund", "login", "screen", "phone", "week", "please", "help", "again")
 TOLERANCE = 2e-3
 
 Turns = list[tuple[str, str]]
@@ -110,11 +92,7 @@ async def contestants(scratch: Path, only_ours: bool, console: Console) -> Async
         names = [each.name for each in await client.list_classifiers(timeout=CALL_SECONDS)]
         measures: dict[str, Measure] = {"one classification": one(client, names[0]), "fan-out of 16": fan_out(client)}
         if not only_ours:
-            model = Path(
-                subprocess.run(
-                    [sys.executable, "-m", "service", "base"], capture_output=True, text=True, check=True, cwd=ROOT
-                ).stdout.strip()
-            )
+            model = base_model()
             for name, module in (("PEFT, one by one", "peft_sequential"), ("stock vLLM", "stock_vllm")):
                 console.print(f"starting {name} …")
                 variables = {
@@ -144,8 +122,8 @@ async def fantail(scratch: Path) -> AsyncIterator[FantailClient]:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     with (scratch / "fantail.log").open("wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "service", "serve"],
+        server = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "service", "serve"),
             cwd=ROOT,
             stdout=log,
             stderr=log,
@@ -158,7 +136,7 @@ async def fantail(scratch: Path) -> AsyncIterator[FantailClient]:
                 yield client
         finally:
             server.send_signal(signal.SIGTERM)
-            await asyncio.to_thread(server.wait)
+            await server.wait()
 
 
 def one(client: FantailClient, name: str) -> Measure:
@@ -201,12 +179,19 @@ async def agree(client: FantailClient, peft: Worker, console: Console) -> None:
 def conversation(tokens: int, seed: str) -> Turns:
     """Turns of about `tokens` tokens that no other seed gives: a word is a token, a turn costs six more."""
     rng = random.Random(seed)
-    turns, room = [], tokens - 12
+    turns: Turns = []
+    room = tokens - 12
     while room > 0:
         words = min(room, rng.randint(8, 40))
         turns.append(("agent" if len(turns) % 2 else "customer", " ".join(rng.choices(WORDS, k=words))))
         room -= words + 6
     return turns
+
+
+def base_model() -> Path:
+    """The folder of the base model, which the baselines share with the server."""
+    command = [sys.executable, "-m", "service", "base"]
+    return Path(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip())
 
 
 def openmp() -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from google.rpc import error_details_pb2
 
 from service.api.server import SERVICE
 from tests.integration.harness import ACTIVATED, NAMES, PLAIN, Ended, run_command
@@ -67,7 +69,14 @@ async def test_a_refusal_is_shown_with_its_code_and_reason(address: str, tmp_pat
     error = json.loads(ended.err)
     assert error["code"] == "invalid_argument"
     assert "no turns" in error["message"]
-    details = {detail["type"]: detail.get("debug", {}) for detail in error["details"]}
-    assert details["google.rpc.ErrorInfo"]["reason"] == "ERROR_REASON_CONVERSATION_EMPTY"
-    assert details["google.rpc.BadRequest"]["fieldViolations"][0]["field"] == "conversation.turns"
-    assert details["google.rpc.RequestInfo"]["requestId"]
+    details = {detail["type"].split(".")[-1]: _decoded(detail["value"]) for detail in error["details"]}
+    info = error_details_pb2.ErrorInfo.FromString(details["ErrorInfo"])
+    assert (info.reason, info.domain) == ("ERROR_REASON_CONVERSATION_EMPTY", "fantail.v1")
+    (violation,) = error_details_pb2.BadRequest.FromString(details["BadRequest"]).field_violations
+    assert violation.field == "conversation.turns"
+    assert error_details_pb2.RequestInfo.FromString(details["RequestInfo"]).request_id
+
+
+def _decoded(value: str) -> bytes:
+    """buf shows details as base64 without its padding."""
+    return base64.b64decode(value + "=" * (-len(value) % 4))

@@ -1,0 +1,118 @@
+"""The command `fantail` where no server is asked: settings, help, and what it refuses by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.cli import main
+from service.settings import PREFIX, Settings
+from tests.integration.harness import Ended
+
+Fantail = Callable[..., Ended]
+USAGE = 2
+"""The exit code of a command line that makes no sense, by convention."""
+
+
+@pytest.fixture
+def fantail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Fantail:
+    """Runs the command in an empty folder; `FANTAIL_…` comes from the arguments alone."""
+    monkeypatch.chdir(tmp_path)
+    for name in [*filter(lambda name: name.startswith(PREFIX), os.environ), "COLUMNS"]:
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str, **environment: str) -> Ended:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("sys.argv", ["fantail", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        return Ended(code if isinstance(code, int) else int(code is not None), *capsys.readouterr())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "conversation",
+    [
+        pytest.param([], id="a list"),
+        pytest.param({}, id="no turns"),
+        pytest.param({"turns": 5}, id="turns that are a number"),
+        pytest.param({"turns": ["hi"]}, id="a turn that is text"),
+        pytest.param({"turns": [{"role": "customer"}]}, id="a turn without text"),
+        pytest.param({"turns": [{"role": "customer", "text": 5}]}, id="text that is a number"),
+        pytest.param({"turns": [{"role": ["customer"], "text": "hi"}]}, id="a role that is a list"),
+        pytest.param({"turns": [{"role": "customer", "text": "\ud800"}]}, id="text that is no Unicode"),
+    ],
+)
+def test_a_file_that_holds_no_conversation_is_a_usage_error_that_names_it(
+    fantail: Fantail, tmp_path: Path, conversation: Any
+) -> None:
+    (tmp_path / "talk.json").write_text(json.dumps(conversation), encoding="utf-8")
+    ended = fantail("classify", "talk.json")
+    assert (ended.code, ended.out) == (USAGE, "")
+    assert "talk.json" in ended.err
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff"], ids=["missing", "empty", "not JSON", "not UTF-8"])
+def test_a_file_that_cannot_be_read_is_a_usage_error_that_names_it(
+    fantail: Fantail, tmp_path: Path, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / "talk.json").write_bytes(content)
+    ended = fantail("classify", "talk.json")
+    assert (ended.code, ended.out) == (USAGE, "")
+    assert "talk.json" in ended.err
+
+
+def test_settings_lists_every_setting_by_its_whole_name_with_its_default(fantail: Fantail) -> None:
+    ended = fantail("settings")
+    assert (ended.code, ended.err) == (0, "")
+    names = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    assert [name for name in names if name not in ended.out] == []
+    assert "127.0.0.1:50051" in ended.out
+
+
+def test_unknown_and_malformed_settings_are_told_all_at_once(fantail: Fantail) -> None:
+    ended = fantail("base", FANTAIL_ADRESS="127.0.0.1:1", FANTAIL_CORES="many", FANTAIL_MAX_TURNS="0")
+    assert (ended.code, ended.out) == (1, "")
+    for part in ("FANTAIL_ADRESS: unknown setting", "FANTAIL_CORES: ", "FANTAIL_MAX_TURNS: ", "known settings: "):
+        assert part in ended.err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FANTAIL_ADDRESS", "nowhere"),
+        ("FANTAIL_CORES", "several"),
+        ("FANTAIL_GPU_MEMORY_SHARE", "1.5"),
+        ("FANTAIL_DTYPE", "int8"),
+        ("FANTAIL_LOG_LEVEL", "chatty"),
+    ],
+)
+def test_a_malformed_setting_is_named_and_its_value_not_echoed(fantail: Fantail, name: str, value: str) -> None:
+    ended = fantail("base", **{name: value})
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith(f"error: {name}: ")
+    assert value not in ended.err
+
+
+@pytest.mark.parametrize("model", ["./nowhere", "nowhere", "/no/[/x]where", "/no/[bold]where"])
+def test_a_base_that_is_not_there_is_told_with_its_setting(fantail: Fantail, model: str) -> None:
+    ended = fantail("base", FANTAIL_MODEL=model)
+    assert (ended.code, ended.out) == (1, "")
+    assert model in ended.err
+    assert "FANTAIL_MODEL" in ended.err
+
+
+def test_help_names_every_command(fantail: Fantail) -> None:
+    ended = fantail("--help")
+    assert ended.code == 0
+    for command in ("serve", "check", "settings", "classify", "train", "base", "demo"):
+        assert f" {command} " in ended.out

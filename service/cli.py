@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +36,7 @@ console = Console()
 
 START_SECONDS = 600
 CALL_SECONDS = 120
+STOP_SECONDS = 60
 
 
 @app.command()
@@ -42,6 +45,7 @@ def serve() -> None:
     from service.start import serve
 
     asyncio.run(serve(_configured()))
+    gc.collect()  # vLLM's engine shuts down once more when collected, which fails when the interpreter is half gone
 
 
 @app.command()
@@ -141,20 +145,21 @@ def demo(
     for role, text in turns:
         console.print(f"[bold]{role}[/]: {text}")
     address = f"127.0.0.1:{_free_port()}"
-    environment = os.environ | {
-        "FANTAIL_ADDRESS": address,
-        "FANTAIL_LOG_LEVEL": os.environ.get("FANTAIL_LOG_LEVEL", "warning"),
-    }
-    server = subprocess.Popen([sys.executable, "-m", "service", "serve"], env=environment)
-    try:
-        with console.status("starting the server (most of it is importing and loading) …"):
-            asyncio.run(_reachable(address, server))
-        show_fan_out(asyncio.run(_ask(address, turns, [], CALL_SECONDS)), console)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        code = server.wait(timeout=60)
-    if code != 0:
-        raise typer.Exit(code)
+    with tempfile.TemporaryFile() as log:
+        command = [sys.executable, "-m", "service", "serve"]
+        server = subprocess.Popen(command, env=os.environ | {"FANTAIL_ADDRESS": address}, stdout=log, stderr=log)
+        try:
+            with console.status("starting the server (most of it is importing and loading) …"):
+                started = asyncio.run(_reachable(address, server))
+            if started:
+                show_fan_out(asyncio.run(_ask(address, turns, [], CALL_SECONDS)), console)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            code = server.wait(timeout=STOP_SECONDS)
+        if code != 0 or not started:
+            log.seek(0)
+            sys.stderr.write(log.read().decode(errors="replace"))
+            raise typer.Exit(code or 1)
 
 
 def main() -> None:
@@ -197,16 +202,17 @@ async def _ask(address: str, turns: Turns, classifiers: list[str], timeout: floa
         return await client.fan_out(turns, classifiers, timeout=timeout)
 
 
-async def _reachable(address: str, server: subprocess.Popen[bytes]) -> None:
-    """Wait until the server answers; exit when it ends first."""
+async def _reachable(address: str, server: subprocess.Popen[bytes]) -> bool:
+    """Wait until the server answers, or until it ends, which is False."""
     async with FantailClient(address) as client:
         waiting = asyncio.create_task(client.wait_until_reachable())
         async with asyncio.timeout(START_SECONDS):
             while not waiting.done():
                 if server.poll() is not None:
                     waiting.cancel()
-                    raise typer.Exit(server.returncode or 1)
+                    return False
                 await asyncio.wait({waiting}, timeout=0.2)
+    return True
 
 
 def _free_port() -> int:

@@ -23,6 +23,10 @@ RANK_SLOTS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks vLLM can size its adapter slots for."""
 
 
+SHUTDOWN_SECONDS = 10.0
+"""How long vLLM's processes may take to end before they are killed; requests are finished or aborted by then."""
+
+
 @dataclass(frozen=True, slots=True)
 class VllmConfig:
     """What an engine is started with.
@@ -172,14 +176,16 @@ async def start_vllm(config: VllmConfig) -> AsyncIterator[VllmEngine]:
         await served.preload()
         yield served
     finally:
-        engine.shutdown()
+        engine.shutdown(timeout=SHUTDOWN_SECONDS)
 
 
 def process_environment(choice: Choice) -> dict[str, str]:
     """Environment that vLLM's processes inherit."""
     variables = {
         "VLLM_USE_V2_MODEL_RUNNER": "0",  # the plugin's token mapping is written for the V1 runner
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        "VLLM_LOGGING_LEVEL": os.environ.get(
+            "VLLM_LOGGING_LEVEL", "ERROR"
+        ),  # its warnings are about choices made on purpose
         "VLLM_NO_USAGE_STATS": "1",
     }
     if choice.cores is not None:
@@ -218,6 +224,7 @@ def engine_args(config: VllmConfig) -> dict[str, Any]:
         "disable_log_stats": True,
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
+        "use_tqdm_on_load": False,
     }
     if config.adapters:
         rank = max(each.adapter.rank for each in config.adapters)

@@ -13,7 +13,7 @@ from service.errors import RegistryError, UnknownClassifierError
 from service.prompt.tokenizer import PromptTokenizer
 from service.registry.adapter import adapter_digest
 from service.registry.registry import Registry, RegistryLoader
-from tests.support import TARGET_MODULES, adapter_tensors, manifest_toml
+from tests.support import ABSENT, TARGET_MODULES, adapter_tensors
 
 Make = Callable[..., Path]
 
@@ -97,21 +97,10 @@ def test_every_served_dtype_is_loaded(
 def test_every_rank_within_the_bounds_is_loaded(
     tmp_path: Path, loader: RegistryLoader, make_classifier_folder: Make, rank: int
 ) -> None:
-    (last,) = [name for name in loader.base.linears if name.endswith("layers.29.self_attn.q_proj")]
-    whole = adapter_tensors(loader.base, rank, ("q_proj",))
-    tensors = {key: value for key, value in whole.items() if last in key}
-    folder = make_classifier_folder(tmp_path, "refund", adapter="none")
-    (folder / "classifier.toml").write_text(manifest_toml())
-    from tests.support import ABSENT, make_adapter
-
     absent = dict.fromkeys(adapter_tensors(loader.base), ABSENT)
-    make_adapter(
-        folder / "adapter",
-        loader.base,
-        loader.builder.invocation_ids,
-        config={"r": rank, "target_modules": ["q_proj"]},
-        tensors=absent | tensors,
-    )
+    wanted = {key: value for key, value in adapter_tensors(loader.base, rank, ("q_proj",)).items() if ".29." in key}
+    config = {"r": rank, "target_modules": ["q_proj"]}
+    make_classifier_folder(tmp_path, "refund", config=config, tensors=absent | wanted)
     adapter = loader.load(tmp_path).get("refund").adapter
     assert adapter is not None
     assert adapter.rank == rank

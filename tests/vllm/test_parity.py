@@ -23,9 +23,13 @@ async def score_all(engine: VllmEngine, requests: Sequence[ScoringRequest]) -> l
 
 
 async def test_every_adapter_answers_as_peft_does_and_again_when_asked_twice(
-    variant_engine: VllmEngine, fan_outs: list[list[ScoringRequest]], expected: list[list[list[float]]]
+    variant_engine: VllmEngine,
+    fan_outs: list[list[ScoringRequest]],
+    expected: list[list[list[float]]],
+    request: pytest.FixtureRequest,
 ) -> None:
-    for _ in range(2):
+    times = 1 if "prefix cache off" in request.node.name else 2  # without a cache the second time is the first again
+    for _ in range(times):
         for requests, wanted in zip(fan_outs, expected, strict=True):
             assert_same(await score_all(variant_engine, requests), wanted)
 

@@ -1,0 +1,100 @@
+"""What is chosen for a machine, and that the reasons say where each choice comes from."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from service.engine.hardware import GIB, Choice, Dtype, Hardware, choose, detect_hardware
+
+CORES = (0, 1, 4, 5)
+
+
+def cpu(free_gib: float = 8.0) -> Hardware:
+    return Hardware(gpu=False, cores=CORES, free_bytes=int(free_gib * GIB))
+
+
+def gpu() -> Hardware:
+    return Hardware(gpu=True, cores=CORES, free_bytes=8 * GIB)
+
+
+def reason(choice: Choice, about: str) -> str:
+    (found,) = [each for each in choice.reasons if each.startswith(about)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("hardware", "asked", "dtype"),
+    [
+        pytest.param(cpu(), "auto", "float32", id="CPU"),
+        pytest.param(cpu(), "bfloat16", "bfloat16", id="CPU as set"),
+        pytest.param(gpu(), "auto", "bfloat16", id="GPU"),
+        pytest.param(gpu(), "float16", "float16", id="GPU as set"),
+        pytest.param(gpu(), "float32", "float32", id="GPU set to a CPU's"),
+    ],
+)
+def test_the_dtype_follows_the_machine_unless_set(hardware: Hardware, asked: Dtype, dtype: str) -> None:
+    choice = choose(hardware, asked, None, None)
+    assert choice.dtype == dtype
+    assert reason(choice, "dtype").startswith(f"dtype {dtype}: ")
+    assert reason(choice, "dtype").endswith("as set") == (asked != "auto")
+
+
+@pytest.mark.parametrize(("hardware", "tokens"), [(cpu(), 32), (gpu(), 16)], ids=["CPU", "GPU"])
+def test_the_block_is_the_attention_kernels_unit(hardware: Hardware, tokens: int) -> None:
+    choice = choose(hardware, "auto", None, None)
+    assert choice.block_tokens == tokens
+    assert f"KV blocks of {tokens} tokens" in reason(choice, "KV blocks")
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "asked", "gib", "why"),
+    [
+        pytest.param(1.0, None, 0.25, "a quarter of free memory, at most 4 GiB", id="a quarter"),
+        pytest.param(15.0, None, 3.75, "a quarter of free memory, at most 4 GiB", id="below the cap"),
+        pytest.param(16.0, None, 4.0, "a quarter of free memory, at most 4 GiB", id="at the cap"),
+        pytest.param(64.0, None, 4.0, "a quarter of free memory, at most 4 GiB", id="above the cap"),
+        pytest.param(1.0, 6.5, 6.5, "as set", id="as set"),
+    ],
+)
+def test_kv_memory_follows_free_memory_unless_set(free_gib: float, asked: float | None, gib: float, why: str) -> None:
+    choice = choose(cpu(free_gib), "auto", None, asked)
+    assert choice.kv_bytes == int(gib * GIB)
+    assert reason(choice, "KV memory") == f"KV memory {gib:.1f} GiB: {why}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"),
+    [
+        pytest.param(None, CORES, id="all"),
+        pytest.param(1, (0,), id="one"),
+        pytest.param(3, (0, 1, 4), id="one short of all"),
+        pytest.param(4, CORES, id="as many as there are"),
+        pytest.param(5, CORES, id="one more than there are"),
+    ],
+)
+def test_the_first_cores_are_used(asked: int | None, used: tuple[int, ...]) -> None:
+    choice = choose(cpu(), "auto", asked, None)
+    assert choice.cores == used
+    assert reason(choice, "cores").startswith(f"cores {','.join(map(str, used))}: ")
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_as_set"),
+    [pytest.param(None, False, id="not set"), pytest.param(4, True, id="set"), pytest.param(5, False, id="too many")],
+)
+def test_cores_are_called_as_set_only_when_they_are(asked: int | None, is_as_set: bool) -> None:
+    assert ("as set" in reason(choose(cpu(), "auto", asked, None), "cores")) == is_as_set
+
+
+def test_on_a_gpu_memory_and_cores_are_left_to_vllm() -> None:
+    choice = choose(gpu(), "auto", None, None)
+    assert (choice.kv_bytes, choice.cores) == (None, None)
+
+
+def test_this_machine_is_detected() -> None:
+    hardware = detect_hardware()
+    assert set(hardware.cores) == os.sched_getaffinity(0)
+    assert list(hardware.cores) == sorted(hardware.cores)
+    assert hardware.free_bytes > GIB // 16

@@ -25,10 +25,12 @@ check: .venv/installed  ## lint, format, types, proto lint, generated code fresh
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tools/proto.py check
+	$(BIN)/python tools/readme.py --check
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python tools/readme.py
 
 bench: .venv/installed  ## the fan-out beside one classification, PEFT and stock vLLM, in one alternating run
 	$(BIN)/python -m loadtest.bench

@@ -26,7 +26,7 @@ RECORD_FILE = "fantail-base.json"
 class BaseModel:
     """A servable base. `linears`: module name to (outputs, inputs) of every linear layer an adapter may target.
 
-    `identity`: sha256, hex, over the configuration and the sizes of the weight files.
+    `identity`: sha256, hex, over the configuration, the tokenizer and the sizes of the weight files.
     """
 
     name: str
@@ -84,7 +84,7 @@ def describe_base(path: Path, name: str | None = None) -> BaseModel:
     sizes = {p.name: p.stat().st_size for p in sorted(path.glob("*.safetensors"))}
     if not sizes:
         raise BaseModelError(f"{path} has no *.safetensors weights")
-    facts = (path / "config.json").read_bytes() + json.dumps(sizes).encode()
+    facts = (path / "config.json").read_bytes() + json.dumps(sizes).encode() + _bytes(path / "tokenizer.json")
     context = int(getattr(config.get_text_config(), "max_position_embeddings", 0))
     return BaseModel(name or path.name, path, context, linears, hashlib.sha256(facts).hexdigest())
 
@@ -156,6 +156,10 @@ def weights_digest(path: Path) -> str:
         digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _sha256(path: Path) -> str:

@@ -58,6 +58,7 @@ class Settings(BaseSettings):
     kv_gib: float | None = Field(
         default=None,
         gt=0,
+        allow_inf_nan=False,
         description=(
             "CPU memory for KV, GiB. Default a quarter of what is free, at most 4. More keeps more conversations "
             "readable for follow-ups."

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+from service.errors import ConfigurationError
+
 GIB = 1 << 30
 CPU_KV_SHARE = 0.25
 MAX_CPU_KV_GIB = 4.0
@@ -47,8 +49,15 @@ def detect_hardware() -> Hardware:
 
 
 def choose(hardware: Hardware, dtype: Dtype, cores: int | None, kv_gib: float | None) -> Choice:
-    """The settings for `hardware`, each overridden where the caller gives one ('auto' or None: not given)."""
+    """The settings for `hardware`, each overridden where the caller gives one ('auto' or None: not given).
+
+    Raises ConfigurationError for a choice that this hardware cannot follow.
+    """
     if hardware.gpu:
+        if cores is not None or kv_gib is not None:
+            raise ConfigurationError(
+                "FANTAIL_CORES and FANTAIL_KV_GIB are for a CPU, but there is a GPU; set FANTAIL_GPU_MEMORY_SHARE"
+            )
         chosen, why = (
             (dtype, "as set") if dtype != "auto" else ("bfloat16", "a GPU's matrix units compute it at full rate")
         )
@@ -68,6 +77,7 @@ def choose(hardware: Hardware, dtype: Dtype, cores: int | None, kv_gib: float | 
     )
     count = min(cores or len(hardware.cores), len(hardware.cores))
     used = hardware.cores[:count]
+    cores_why = "as set" if cores == count else "all that this process may use"
     kv_why = "as set" if kv_gib is not None else f"a quarter of free memory, at most {MAX_CPU_KV_GIB:g} GiB"
     kv = kv_gib if kv_gib is not None else min(MAX_CPU_KV_GIB, hardware.free_bytes / GIB * CPU_KV_SHARE)
     return Choice(
@@ -79,6 +89,6 @@ def choose(hardware: Hardware, dtype: Dtype, cores: int | None, kv_gib: float | 
             f"dtype {chosen}: {why}",
             "KV blocks of 32 tokens: the CPU attention kernel's unit",
             f"KV memory {kv:.1f} GiB: {kv_why}",
-            f"cores {','.join(map(str, used))}: {'as set' if cores else 'all that this process may use'}",
+            f"cores {','.join(map(str, used))}: {cores_why}",
         ),
     )

@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 RANK_SLOTS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks vLLM can size its adapter slots for."""
 
-
 SHUTDOWN_SECONDS = 10.0
 """How long vLLM's processes may take to end before they are killed; requests are finished or aborted by then."""
 
@@ -63,6 +62,7 @@ class VllmEngine:
         from vllm.exceptions import VLLMValidationError
         from vllm.inputs import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
+        from vllm.v1.engine.exceptions import EngineGenerateError
 
         lora = self._loras[request.adapter.name] if request.adapter else None
         output: Any = None
@@ -76,7 +76,7 @@ class VllmEngine:
                 pass
         except VllmDeadError as error:
             raise EngineDeadError("The engine is not running.") from error
-        except (VLLMValidationError, ValueError, RuntimeError) as error:
+        except (EngineGenerateError, VLLMValidationError, ValueError) as error:
             raise EngineError("The engine could not score this prompt.") from error
         if output is None or not output.outputs[0].logprobs:
             raise EngineError("The engine gave no answer to this prompt.")
@@ -183,9 +183,8 @@ def process_environment(choice: Choice) -> dict[str, str]:
     """Environment that vLLM's processes inherit."""
     variables = {
         "VLLM_USE_V2_MODEL_RUNNER": "0",  # the plugin's token mapping is written for the V1 runner
-        "VLLM_LOGGING_LEVEL": os.environ.get(
-            "VLLM_LOGGING_LEVEL", "ERROR"
-        ),  # its warnings are about choices made on purpose
+        # vLLM's warnings at start are about choices that are made here on purpose.
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_NO_USAGE_STATS": "1",
     }
     if choice.cores is not None:

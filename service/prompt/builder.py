@@ -8,7 +8,7 @@ from service.domain import Conversation, Role, Truncation, Turn
 from service.errors import InvalidRequestError, RegistryError, TurnTooLongError, raise_all
 from service.prompt.format import MAX_TAIL_TOKENS, PREFIX_MULTIPLE, PromptFormat
 from service.prompt.tokenizer import PromptTokenizer
-from service.prompt.truncation import turns_to_drop
+from service.prompt.truncation import STEP_TOKENS, turns_to_drop
 
 MAX_CHARACTERS_PER_TOKEN = 32
 """Text with more characters per token than this is refused before it costs tokenizer time (usual: 3 to 5)."""
@@ -59,7 +59,8 @@ class PromptBuilder:
         """
         turns = self._encode(conversation.turns)
         lengths = [len(turn) for turn in turns]
-        dropped = turns_to_drop(lengths, self.max_prefix_tokens - len(self._preamble))
+        budget = self.max_prefix_tokens - len(self._preamble)
+        dropped = turns_to_drop(lengths, budget, min(STEP_TOKENS, budget // 4))
         ids = list(self._preamble)
         for turn in turns[dropped:]:
             ids += turn
@@ -73,17 +74,17 @@ class PromptBuilder:
     def _encode(self, turns: tuple[Turn, ...]) -> list[tuple[int, ...]]:
         """Ids of each turn with its delimiters, each proven to fit the context alone."""
         limit = self.max_prefix_tokens - len(self._preamble)
-        raise_all(
-            [
-                too_long(index, f"{len(turn.text)} characters", limit)
-                for index, turn in enumerate(turns)
-                if len(turn.text) > limit * MAX_CHARACTERS_PER_TOKEN
-            ]
+        endless = [len(turn.text) > limit * MAX_CHARACTERS_PER_TOKEN for turn in turns]
+        texts = self._tokenizer.encode_texts(
+            "" if skip else turn.text for turn, skip in zip(turns, endless, strict=True)
         )
-        texts = self._tokenizer.encode_texts(turn.text for turn in turns)
         encoded = [self._starts[turn.role] + text + self._end for turn, text in zip(turns, texts, strict=True)]
         raise_all(
-            [too_long(index, f"{len(ids)} tokens", limit) for index, ids in enumerate(encoded) if len(ids) > limit]
+            [
+                too_long(index, f"{len(turn.text)} characters" if skip else f"{len(ids)} tokens", limit)
+                for index, (turn, ids, skip) in enumerate(zip(turns, encoded, endless, strict=True))
+                if skip or len(ids) > limit
+            ]
         )
         return encoded
 

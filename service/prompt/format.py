@@ -68,4 +68,7 @@ def load_prompt_format(folder: Path) -> PromptFormat:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RegistryError([f"{path} is not valid TOML: {error}"]) from error
     except ValidationError as error:
-        raise RegistryError([f"{path}: {problem}" for problem in sentences(error)]) from error
+        known = f" (known keys: {', '.join(PromptFormat.model_fields)})"
+        raise RegistryError(
+            [f"{path}: {problem}{known if problem.endswith('unknown key') else ''}" for problem in sentences(error)]
+        ) from error

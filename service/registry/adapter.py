@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -81,11 +82,13 @@ def _config_problems(
     if trained_on != base.name:
         yield f"{CONFIG_FILE}: trained on {trained_on!r}, served on {base.name!r}"
     rank = config.get("r")
-    if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+    if type(rank) is not int or not 1 <= rank <= MAX_RANK:
         yield f"{CONFIG_FILE}: r is {rank!r}, not a whole number from 1 to {MAX_RANK}"
-    if not isinstance(config.get("lora_alpha"), int | float):
-        yield f"{CONFIG_FILE}: lora_alpha is {config.get('lora_alpha')!r}, not a number"
-    if not isinstance(config.get("target_modules"), list) or not config["target_modules"]:
+    alpha = config.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        yield f"{CONFIG_FILE}: lora_alpha is {alpha!r}, not a number"
+    modules = config.get("target_modules")
+    if not isinstance(modules, list) or not modules or not all(isinstance(module, str) for module in modules):
         yield f"{CONFIG_FILE}: target_modules is not a list of module names"
     if config.get("bias", "none") != "none":
         yield f"{CONFIG_FILE}: bias is {config['bias']!r}; adapters with biases are not served"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,12 +76,7 @@ class RegistryLoader:
         manifest, problems = load_manifest(folder)
         if manifest is None:
             return None, problems
-        if (
-            not folder.name.isidentifier()
-            or not folder.name.isascii()
-            or folder.name != folder.name.lower()
-            or len(folder.name) > 64
-        ):
+        if not re.fullmatch("[a-z][a-z0-9_]{0,63}", folder.name):
             problems.append(NAME_PATTERN_HELP)
         tail_ids = self.builder.tail(manifest.words)
         if len(tail_ids) > MAX_TAIL_TOKENS:

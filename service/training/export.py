@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
-from service.registry.adapter import WEIGHT_PREFIX, WEIGHTS_FILE
+from service.registry.adapter import CONFIG_FILE, WEIGHT_PREFIX, WEIGHTS_FILE
 from service.training.fan import Fan
 from service.training.loop import TrainingConfig
 
@@ -50,9 +50,17 @@ def export_adapter(
         made = Path(scratch) / "adapter"
         made.mkdir()
         peft_config.save_pretrained(str(made))
+        _sort_modules(made / CONFIG_FILE)
         save_file(tensors, made / WEIGHTS_FILE, metadata={"format": "pt"})
         (Path(scratch) / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         if (folder / "adapter").exists():
             shutil.move(folder / "adapter", Path(scratch) / "old")
         made.rename(folder / "adapter")
         (Path(scratch) / RECORD_FILE).replace(folder / RECORD_FILE)
+
+
+def _sort_modules(path: Path) -> None:
+    """PEFT writes `target_modules` in the order of a set; sorted, equal training gives equal bytes and revisions."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

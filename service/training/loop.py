@@ -143,7 +143,7 @@ class Trainer:
             group["lr"] = self.config.learning_rate * factor
 
     def _keep_best(self, dev_loss: Tensor) -> None:
-        better = torch.nan_to_num(dev_loss, nan=-math.inf) < self.best_loss
+        better = torch.nan_to_num(dev_loss, nan=math.inf) < self.best_loss
         self.best_loss = torch.where(better, dev_loss, self.best_loss)
         for best, parameter in zip(self.best, self.parameters, strict=True):
             best[better] = parameter.detach()[better]

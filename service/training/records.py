@@ -60,7 +60,7 @@ def read_records(paths: Iterable[Path], labels: Mapping[str, Sequence[str]]) -> 
     problems: list[str] = []
     seen: set[str] = set()
     for path in paths:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
             record, found = _read_line(line, labels)
             if record is not None and record.conversation.id in seen:
                 found = [f"id {record.conversation.id!r} is used twice"]

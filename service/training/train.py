@@ -63,6 +63,7 @@ class Training:
     def run(self) -> None:
         """Train every task at once and replace its adapter. Resumes a run with the same data and settings."""
         records = read_records(self.data, {task.name: list(task.manifest.labels) for task in self.tasks})
+        self._require_labels(records)
         torch.manual_seed(self.config.seed)
         tails = [self.builder.tail(task.manifest.words) for task in self.tasks]
         model = AutoModelForCausalLM.from_pretrained(self.base.path, dtype=torch.float32)
@@ -79,12 +80,21 @@ class Training:
                 prefix = fan.read(self.builder.prefix(record.conversation).token_ids)
                 examples[record.split].append(Example(prefix, targets))
                 bars.advance(reading)
-            if not examples["train"] or not examples["dev"]:
-                raise ConfigurationError("the data leave the train or the dev split empty; give more records")
             training = bars.add_task("training", total=self.config.epochs * len(examples["train"]))
             trainer.run(examples["train"], examples["dev"], lambda done: bars.advance(training, done), self._report)
         self._export(fan, trainer, {split: len(of) for split, of in examples.items()})
         checkpoint.unlink(missing_ok=True)
+
+    def _require_labels(self, records: Sequence[Record]) -> None:
+        """Every classifier needs labelled records in both splits, or there is nothing to learn from or to choose by."""
+        problems = [
+            f"{task.name}: no labelled record in the {split} split"
+            for task in self.tasks
+            for split in ("train", "dev")
+            if not any(record.split == split and task.name in record.labels for record in records)
+        ]
+        if problems:
+            raise ConfigurationError("the data are too few:\n" + "\n".join(problems))
 
     def _report(self, scores: EpochScores) -> None:
         train, dev, accuracy = (

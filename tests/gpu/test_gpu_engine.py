@@ -1,4 +1,4 @@
-"""The same engine interface on a GPU, in bfloat16: activation positions, shared prefixes and mixed batches hold there too.
+"""The same engine interface on a GPU, in bfloat16: positions, shared prefixes and mixed batches hold there too.
 
 vLLM's own Triton kernels compute the adapters there, so only the plugin's position and hash patches are at work.
 Answers are held against PEFT in float32; bfloat16 keeps 8 bits of each product, hence the wider tolerance.

@@ -35,10 +35,9 @@ async def test_an_address_in_use_leaves_its_server_serving(serve: Serve, address
         assert len((await client.fan_out(HELLO, timeout=DEADLINE_S)).results) == len(NAMES)
 
 
-@pytest.mark.parametrize("address", ["no.such.host.invalid:50051", "192.0.2.1:0"], ids=["no such host", "not ours"])
-async def test_an_address_that_cannot_be_bound_is_a_configuration_error(serve: Serve, address: str) -> None:
+async def test_an_address_of_another_machine_is_a_configuration_error(serve: Serve) -> None:
     with pytest.raises(ConfigurationError, match=r"^FANTAIL_ADDRESS: "):
-        await serve(address=address)
+        await serve(address="192.0.2.1:0")
 
 
 @pytest.mark.parametrize(("over", "accepted"), [(-1, True), (0, True), (1, False)], ids=["limit-1", "limit", "limit+1"])
@@ -85,14 +84,19 @@ async def test_stopping_lets_a_call_under_way_finish_and_refuses_new_ones(
 
 
 async def _refusal(port: int) -> grpc.StatusCode:
-    """Call until a call is refused; those that come before the server begins to stop are answered."""
+    """Call until a call is refused; those that come before the server begins to stop are answered.
+
+    A call that reaches the open connection in the instant of stopping is ended by gRPC itself as CANCELLED; the
+    next one finds nobody listening.
+    """
     async with asyncio.timeout(DEADLINE_S):
         while True:
             async with FantailClient(f"127.0.0.1:{port}") as late:
                 try:
                     await late.list_classifiers(timeout=DEADLINE_S)
                 except RpcError as error:
-                    return error.code
+                    if error.code is not grpc.StatusCode.CANCELLED:
+                        return error.code
 
 
 async def test_a_call_that_outlasts_the_grace_is_ended_and_its_work_cancelled(
@@ -112,18 +116,26 @@ async def test_a_call_that_outlasts_the_grace_is_ended_and_its_work_cancelled(
             assert engine.cancelled == len(NAMES)
 
 
-async def test_a_stopping_server_tells_health_watchers_and_does_not_wait_for_them(classify: Classify) -> None:
-    grace = 4.0
+async def test_a_stopping_server_tells_health_watchers(classify: Classify) -> None:
     async with contextlib.AsyncExitStack() as server:
-        port = await server.enter_async_context(listen(classify, "127.0.0.1:0", 1000, 4 << 20, grace))
+        port = await server.enter_async_context(listen(classify, "127.0.0.1:0", 1000, 4 << 20, 0.05))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            watch = HealthStub(channel).Watch(HealthCheckRequest(service=""), timeout=DEADLINE_S)
+            assert (await watch.read()).status == HealthCheckResponse.SERVING
+            await server.aclose()
+            assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
+
+
+async def test_a_stopping_server_does_not_wait_for_health_watchers(classify: Classify) -> None:
+    grace_seconds = 4.0
+    async with contextlib.AsyncExitStack() as server:
+        port = await server.enter_async_context(listen(classify, "127.0.0.1:0", 1000, 4 << 20, grace_seconds))
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             watch = HealthStub(channel).Watch(HealthCheckRequest(service=""), timeout=DEADLINE_S)
             assert (await watch.read()).status == HealthCheckResponse.SERVING
             began = time.monotonic()
             await server.aclose()
-            took = time.monotonic() - began
-            assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
-    assert took < grace / 2
+            assert time.monotonic() - began < grace_seconds / 2
 
 
 async def test_an_address_is_free_again_after_the_server_stopped(classify: Classify) -> None:

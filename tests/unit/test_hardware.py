@@ -7,6 +7,7 @@ import os
 import pytest
 
 from service.engine.hardware import GIB, Choice, Dtype, Hardware, choose, detect_hardware
+from service.errors import ConfigurationError
 
 CORES = (0, 1, 4, 5)
 
@@ -98,3 +99,9 @@ def test_this_machine_is_detected() -> None:
     assert set(hardware.cores) == os.sched_getaffinity(0)
     assert list(hardware.cores) == sorted(hardware.cores)
     assert hardware.free_bytes > GIB // 16
+
+
+@pytest.mark.parametrize(("cores", "kv_gib"), [(2, None), (None, 1.0)], ids=["cores", "KV memory"])
+def test_a_cpus_setting_is_refused_on_a_gpu_rather_than_ignored(cores: int | None, kv_gib: float | None) -> None:
+    with pytest.raises(ConfigurationError, match="FANTAIL_GPU_MEMORY_SHARE"):
+        choose(gpu(), "auto", cores, kv_gib)

@@ -20,13 +20,15 @@ LABEL_IDS = [[1, 3], [2, 4]]
 class TinyFan(nn.Module):
     """Two linear classifiers of a prefix's first key; as much of `Fan` as the loop knows.
 
-    `broken_from`: number of the evaluation from which on the first classifier's logits are not numbers.
+    `broken_from`: number of the evaluation from which on the first classifier's logits are not numbers;
+    `trained_on`: lengths of the prefixes it was trained on, in order.
     """
 
     def __init__(self, broken_from: float = math.inf) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(len(LABEL_IDS), VOCABULARY, FEATURES))
         self.broken_from, self.evaluations = broken_from, 0
+        self.trained_on: list[int] = []
 
     def adapter_parameters(self) -> list[nn.Parameter]:
         return [self.weight]
@@ -34,6 +36,7 @@ class TinyFan(nn.Module):
     def forward(self, prefixes: Sequence[PrefixKV]) -> Tensor:
         logits = torch.einsum("bf,cvf->bcv", torch.stack([each.keys[0, 0, 0] for each in prefixes]), self.weight)
         self.evaluations += not self.training
+        self.trained_on += [each.tokens for each in prefixes] if self.training else []
         if not self.training and self.evaluations >= self.broken_from:
             logits[:, 0] = math.nan
         return logits
@@ -162,6 +165,14 @@ def test_every_record_and_epoch_is_told(tmp_path: Path) -> None:
     trainer(tmp_path, epochs=3, batch=5).run(TRAIN, CONTRARY, done.append, epochs.append)
     assert sum(done) == 3 * len(TRAIN)
     assert len(epochs) == 3
+
+
+def test_every_epoch_has_its_own_order(tmp_path: Path) -> None:
+    fan = TinyFan()
+    trainer(tmp_path, fan, epochs=2).run(TRAIN, CONTRARY, ignore, ignore)
+    first, second = fan.trained_on[: len(TRAIN)], fan.trained_on[len(TRAIN) :]
+    assert sorted(first) == sorted(second) == [each.prefix.tokens for each in TRAIN]
+    assert first != second
 
 
 def test_training_learns(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The real vLLM engine and the plugin's patches, on the bundled base."""

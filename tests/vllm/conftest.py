@@ -100,7 +100,8 @@ VARIANTS = {
 
 @pytest.fixture(scope="session")
 def engine_config(prompting: Prompting, adapters: tuple[EngineAdapter, ...]) -> VllmConfig:
-    choice = choose(detect_hardware(), "float32", None, 2.0)
+    hardware = detect_hardware()
+    choice = choose(hardware, "float32", None, None if hardware.gpu else 2.0)
     return VllmConfig(prompting.base.path, adapters, choice, context_tokens=4096)
 
 

@@ -8,9 +8,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
 
 from service.errors import BaseModelError
 
@@ -65,28 +68,43 @@ def resolve_base(model: str) -> Path:
 
 
 def describe_base(path: Path, name: str | None = None) -> BaseModel:
-    """Read a model folder's configuration and the shapes of its linear layers; loads no weights.
+    """What a model folder's configuration and weight headers say; loads no weights and needs no framework.
 
-    Raises BaseModelError for a folder that is not a causal language model.
+    Raises BaseModelError for a folder that is not a causal language model in safetensors.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(path)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
+    config = _read_config(path / "config.json")
+    architecture = "".join(config.get("architectures") or ["none"])
+    if not architecture.endswith("ForCausalLM"):
         raise BaseModelError(
-            f"{path} is not a causal language model that transformers knows: {type(error).__name__}"
-        ) from error
-    linears = {n: (m.out_features, m.in_features) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    sizes = {p.name: p.stat().st_size for p in sorted(path.glob("*.safetensors"))}
-    if not sizes:
+            f"{path} is not a causal language model: its config.json says architecture {architecture!r}"
+        )
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
         raise BaseModelError(f"{path} has no *.safetensors weights")
-    facts = (path / "config.json").read_bytes() + json.dumps(sizes).encode() + _bytes(path / "tokenizer.json")
-    context = int(getattr(config.get_text_config(), "max_position_embeddings", 0))
-    return BaseModel(name or path.name, path, context, linears, hashlib.sha256(facts).hexdigest())
+    sizes = json.dumps({file.name: file.stat().st_size for file in files})
+    facts = (path / "config.json").read_bytes() + sizes.encode() + _bytes(path / "tokenizer.json")
+    context = int(config.get("text_config", config).get("max_position_embeddings", 0))
+    return BaseModel(name or path.name, path, context, _linears(files), hashlib.sha256(facts).hexdigest())
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"{path} cannot be read: {type(error).__name__}") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _linears(files: Sequence[Path]) -> dict[str, tuple[int, int]]:
+    """Every matrix in the checkpoint by module name, embeddings left out: they are looked up, not multiplied."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for file in files:
+        with safe_open(file, framework="np") as weights:
+            for key in weights.keys():  # noqa: SIM118  (not a dict)
+                shape = weights.get_slice(key).get_shape()
+                if key.endswith(".weight") and len(shape) == 2 and "embed" not in key:
+                    shapes[key.removesuffix(".weight")] = (shape[0], shape[1])
+    return shapes
 
 
 def prepare_bundled(cache: Path) -> Path:

@@ -7,6 +7,8 @@ from typing import Any
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.worker.worker_base import WorkerBase
 
+from service.vllm_plugin import token_mapping
+
 METHOD = "fantail_inactive_patches"
 """A process without the plugin has no such method, and the call fails: that is an answer too."""
 
@@ -17,9 +19,14 @@ def _inactive_patches(self: Any) -> dict[str, str]:
     return inactive_patches()
 
 
+def _inactive_patches_of_worker(self: Any) -> dict[str, str]:
+    bypassed = token_mapping.bypassed_by(self.model_runner)
+    return _inactive_patches(self) | ({} if bypassed is None else {"token_mapping": bypassed})
+
+
 def apply() -> None:
     setattr(EngineCore, METHOD, _inactive_patches)
-    setattr(WorkerBase, METHOD, _inactive_patches)
+    setattr(WorkerBase, METHOD, _inactive_patches_of_worker)
 
 
 def inactive_because() -> str | None:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from vllm.lora.layers import LoRAMappingType
-from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
 from service.vllm_plugin.position import activation_position
 
 _NO_ADAPTER = 0
+V2_RUNNERS = "vllm.v1.worker.gpu."
 _stock = LoRAModelRunnerMixin.set_active_loras
 
 
@@ -67,8 +67,19 @@ def apply() -> None:
 
 
 def inactive_because() -> str | None:
-    """The runner's own lookup must end at our function: a subclass may not hide it."""
-    for runner in (GPUModelRunner, *GPUModelRunner.__subclasses__()):
+    """The runner's own lookup must end at our function: no loaded subclass may hide it."""
+    for runner in [LoRAModelRunnerMixin, *_subclasses(LoRAModelRunnerMixin)]:
         if runner.set_active_loras is not _set_active_loras:
             return f"{runner.__name__} maps tokens to adapters in another way"
     return None
+
+
+def bypassed_by(runner: Any) -> str | None:
+    """Why a worker's model runner never asks our function: the V2 runner keeps its adapters' rows elsewhere."""
+    if type(runner).__module__.startswith(V2_RUNNERS):
+        return "the V2 model runner maps tokens to adapters itself; set VLLM_USE_V2_MODEL_RUNNER=0"
+    return None
+
+
+def _subclasses(parent: type) -> list[Any]:
+    return [found for child in parent.__subclasses__() for found in (child, *_subclasses(child))]

@@ -156,12 +156,12 @@ async def test_only_activated_classifiers_get_an_activation_index(
 
 
 @pytest.mark.parametrize("method", ["classify", "fan_out"])
-async def test_stage_durations_are_present_and_the_total_holds_each(client: FantailClient, method: str) -> None:
+async def test_stage_durations_are_present_and_the_total_holds_them_all(client: FantailClient, method: str) -> None:
     durations = await _durations(client, method)
     assert all(durations.HasField(stage) for stage in (*STAGES, "total"))
     stages = [getattr(durations, stage).ToNanoseconds() for stage in STAGES]
     assert min(stages) > 0
-    assert durations.total.ToNanoseconds() >= max(stages)
+    assert durations.total.ToNanoseconds() >= sum(stages) - len(stages)  # each is rounded to a nanosecond
 
 
 async def test_the_engine_stage_holds_the_engines_time(client: FantailClient, engine: WatchedEngine) -> None:

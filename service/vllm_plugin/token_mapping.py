@@ -81,5 +81,5 @@ def bypassed_by(runner: Any) -> str | None:
     return None
 
 
-def _subclasses(parent: type) -> list[Any]:
+def _subclasses(parent: Any) -> list[Any]:
     return [found for child in parent.__subclasses__() for found in (child, *_subclasses(child))]

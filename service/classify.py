@@ -6,6 +6,7 @@ Knows neither gRPC nor vLLM: what comes in and goes out are domain values, and t
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +19,21 @@ from service.errors import (
     EngineDeadError,
     EngineError,
     FantailError,
+    InvalidRequestError,
+    TooManyClassifiersError,
     UnknownClassifierError,
     raise_all,
 )
 from service.prompt.builder import Prefix, PromptBuilder
 from service.registry.registry import Registry
+from service.request_id import request_id
 from service.scoring.decision import decide
 from service.scoring.distribution import label_distribution
+
+logger = logging.getLogger(__name__)
+
+MAX_CLASSIFIERS = 1000
+"""Names in one call beyond which it is refused unread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +73,7 @@ class Classify:
         others. Raises InvalidRequestError for what is wrong with the request, EngineDeadError.
         """
         started = time.perf_counter()
-        _check_names(names)
+        raise_all(name_problems(names))
         chosen = [self._find(name) for name in names] if names else list(self.registry.select(()))
         prefix = self.builder.prefix(conversation)
         prompted = time.perf_counter()
@@ -99,6 +108,7 @@ class Classify:
         try:
             return await self.engine.score(scoring_request(prefix, classifier))
         except EngineError as error:
+            _log(classifier, error)
             return error
 
 
@@ -117,10 +127,13 @@ def _answer(classifier: Classifier, scored: LabelLogprobs | EngineError) -> Clas
     if isinstance(scored, EngineError):
         return scored
     try:
+        if len(scored.logprobs) != len(classifier.labels):
+            raise ValueError(f"{len(scored.logprobs)} logprobs for {len(classifier.labels)} labels")
         distribution = label_distribution(scored.logprobs)
     except ValueError as error:
         problem = EngineError("The engine gave no usable probabilities for this prompt.")
         problem.__cause__ = error
+        _log(classifier, problem)
         return problem
     decision = decide(distribution, classifier.min_label_mass)
     labels = tuple(label.name for label in classifier.labels)
@@ -137,16 +150,23 @@ def _answer(classifier: Classifier, scored: LabelLogprobs | EngineError) -> Clas
     )
 
 
-def _check_names(names: Sequence[str]) -> None:
-    """Refuse empty and repeated names, all of them at once."""
-    raise_all(
-        [
-            ClassifierNameMissingError(f"Name {index} is empty.", f"classifiers[{index}]")
-            if not name
-            else DuplicateClassifierError(
-                f"Classifier {name[:64]!r} is asked for twice; ask once.", f"classifiers[{index}]"
-            )
-            for index, name in enumerate(names)
-            if not name or name in names[:index]
-        ]
-    )
+def _log(classifier: Classifier, error: EngineError) -> None:
+    """A failed classifier may stand in one result of a call that succeeds, so it is logged where it happens."""
+    logger.error("request %s: %s has no answer", request_id(), classifier.name, exc_info=error)
+
+
+def name_problems(names: Sequence[str]) -> list[InvalidRequestError]:
+    """Everything that is wrong with a fan-out's list of classifiers, whatever is served."""
+    if len(names) > MAX_CLASSIFIERS:
+        message = f"The call names {len(names)} classifiers, more than {MAX_CLASSIFIERS}; leave the list empty for all."
+        return [TooManyClassifiersError(message, "classifiers", {"max_classifiers": str(MAX_CLASSIFIERS)})]
+    problems: list[InvalidRequestError] = []
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if not name:
+            problems.append(ClassifierNameMissingError(f"Name {index} is empty.", f"classifiers[{index}]"))
+        elif name in seen:
+            message = f"Classifier {name[:64]!r} is asked for twice; ask once."
+            problems.append(DuplicateClassifierError(message, f"classifiers[{index}]"))
+        seen.add(name)
+    return problems

@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 from google.protobuf.json_format import MessageToJson
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from service.client import FantailClient, RpcError, Turns
@@ -75,8 +76,9 @@ def check() -> None:
 def settings() -> None:
     """List every setting with its default and trade-off."""
     table = Table(title="settings, from the environment")
-    for column in ("name", "default", "trade-off"):
-        table.add_column(column)
+    table.add_column("name", no_wrap=True)
+    table.add_column("default", no_wrap=True)
+    table.add_column("trade-off")
     for name, field in Settings.model_fields.items():
         table.add_row(f"FANTAIL_{name.upper()}", "" if field.default is None else str(field.default), field.description)
     console.print(table)
@@ -143,7 +145,7 @@ def demo(
     """Start a server, send it one conversation over gRPC, print the answers, stop it."""
     turns = _read_turns(conversation)
     for role, text in turns:
-        console.print(f"[bold]{role}[/]: {text}")
+        console.print(f"[bold]{escape(role)}[/]: {escape(text)}", highlight=False)
     address = f"127.0.0.1:{_free_port()}"
     with tempfile.TemporaryFile() as log:
         command = [sys.executable, "-m", "service", "serve"]
@@ -167,15 +169,20 @@ def main() -> None:
     try:
         app()
     except FantailError as error:
-        Console(stderr=True).print(
-            f"[red]error:[/] {error.message if not error.args else error.args[0]}", highlight=False
-        )
-        sys.exit(1)
+        _complain("error", error.message)
     except RpcError as error:
-        Console(stderr=True).print(f"[red]{error.code.name}[/] {error.reason}: {error.message}", highlight=False)
+        _complain(f"{error.code.name} {error.reason}".strip(), error.message)
         for field, problem in error.violations.items():
-            Console(stderr=True).print(f"  {field}: {problem}", highlight=False)
-        sys.exit(1)
+            _complain(f"  {field}", problem)
+    else:
+        return
+    sys.exit(1)
+
+
+def _complain(what: str, message: str) -> None:
+    """One line on standard error, as it is: names and messages may look like markup."""
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(f"[red]{escape(what)}[/]: {escape(message)}", highlight=False)
 
 
 def _configured() -> Settings:
@@ -190,8 +197,11 @@ def _configured() -> Settings:
 def _read_turns(path: Path) -> Turns:
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-        return [(turn["role"], turn["text"]) for turn in json.loads(text)["turns"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        turns = [(turn["role"], turn["text"]) for turn in json.loads(text)["turns"]]
+        for part in (part for turn in turns for part in turn):
+            part.encode()
+        return turns
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise typer.BadParameter(
             f'{path}: {type(error).__name__}; expected {{"turns": [{{"role": …, "text": …}}]}}'
         ) from error

@@ -8,7 +8,9 @@
     │   ├── TurnTooLongError
     │   ├── ConversationTooLongError
     │   ├── ClassifierNameMissingError
-    │   └── DuplicateClassifierError
+    │   ├── DuplicateClassifierError
+    │   ├── TooManyClassifiersError
+    │   └── MalformedRequestError
     ├── UnknownClassifierError     no such classifier is served here
     ├── EngineError                the engine failed on this request
     │   └── EngineDeadError        the engine is gone; every call fails until it is back
@@ -81,6 +83,14 @@ class ClassifierNameMissingError(InvalidRequestError):
 
 class DuplicateClassifierError(InvalidRequestError):
     """A classifier is asked for twice in one call."""
+
+
+class TooManyClassifiersError(InvalidRequestError):
+    """A fan-out names more classifiers than any server has."""
+
+
+class MalformedRequestError(InvalidRequestError):
+    """The request's bytes are not the message that the method takes."""
 
 
 class UnknownClassifierError(FantailError):

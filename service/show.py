@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from google.protobuf.duration_pb2 import Duration
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from service.pb.fantail.v1 import classification_service_pb2 as pb
@@ -16,12 +17,12 @@ def show_fan_out(response: pb.FanOutResponse, console: Console) -> None:
         table.add_column(column, justify="left" if column in ("classifier", "label") else "right")
     for result in response.results:
         if result.HasField("status"):
-            table.add_row(result.classifier, f"[red]{result.status.message}[/]")
+            table.add_row(escape(result.classifier), f"[red]{escape(result.status.message)}[/]")
             continue
         answer = result.classification
         table.add_row(
-            answer.classifier,
-            f"{answer.label} [dim](abstains)[/]" if answer.abstained else answer.label,
+            escape(answer.classifier),
+            f"{escape(answer.label)} [dim](abstains)[/]" if answer.abstained else escape(answer.label),
             f"{answer.confidence:.3f}",
             f"{answer.label_mass:.3f}",
             str(answer.usage.computed_tokens),

@@ -26,7 +26,6 @@ from service.errors import (
     InvalidRequestError,
     RoleMissingError,
     TextMissingError,
-    raise_all,
 )
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1 import classifier_pb2
@@ -41,17 +40,20 @@ ADAPTER_KINDS = {
 }
 
 
-def conversation_from_proto(message: pb.Conversation, max_turns: int) -> Conversation:
-    """Raises InvalidRequestError with everything that is wrong with the conversation."""
+def conversation_problems(message: pb.Conversation, max_turns: int) -> list[InvalidRequestError]:
+    """Everything that is wrong with a conversation before it is tokenised."""
     if not message.turns:
-        raise EmptyConversationError("The conversation has no turns; send at least one.", "conversation.turns")
+        return [EmptyConversationError("The conversation has no turns; send at least one.", "conversation.turns")]
     if len(message.turns) > max_turns:
-        raise ConversationTooLongError(
-            f"The conversation has {len(message.turns)} turns, this server accepts {max_turns}; send the latest ones.",
-            "conversation.turns",
-            {"max_turns": str(max_turns)},
+        size = (
+            f"The conversation has {len(message.turns)} turns, this server accepts {max_turns}; send the latest ones."
         )
-    raise_all([problem for index, turn in enumerate(message.turns) for problem in _turn_problems(index, turn)])
+        return [ConversationTooLongError(size, "conversation.turns", {"max_turns": str(max_turns)})]
+    return [problem for index, turn in enumerate(message.turns) for problem in _turn_problems(index, turn)]
+
+
+def conversation_from_proto(message: pb.Conversation) -> Conversation:
+    """A conversation that has no problems."""
     return Conversation(message.id, tuple(Turn(ROLES[turn.role], turn.text) for turn in message.turns))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health
@@ -14,13 +15,37 @@ from service.errors import EngineDeadError
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0
+LAST_WORD_SECONDS = 0.2
+"""How long a watcher has to be told that the server stops."""
+
+
+class DrainingHealthServicer(health.HealthServicer):
+    """The standard servicer, whose watchers would hold a stopping server for its whole grace: here they end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._draining = asyncio.Event()
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        watching = asyncio.ensure_future(super().Watch(request, context))
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            await asyncio.wait({watching, draining}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({watching}, timeout=LAST_WORD_SECONDS)
+        finally:
+            watching.cancel()
+            draining.cancel()
+
+    async def enter_graceful_shutdown(self) -> None:
+        await super().enter_graceful_shutdown()
+        self._draining.set()
 
 
 class Health:
     """Follows the engine; `services` are reported beside the overall state (the empty name)."""
 
     def __init__(self, engine: ScoringEngine, services: tuple[str, ...]) -> None:
-        self.servicer = health.HealthServicer()
+        self.servicer = DrainingHealthServicer()
         self._engine = engine
         self._names = ("", *services)
         self._serving: bool | None = None

@@ -10,15 +10,18 @@ from service.api.convert import (
     classifiers_to_proto,
     classify_response_to_proto,
     conversation_from_proto,
+    conversation_problems,
     fan_out_response_to_proto,
 )
-from service.classify import Classify
-from service.errors import ClassifierNameMissingError
+from service.classify import Classify, name_problems
+from service.errors import ClassifierNameMissingError, raise_all
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceServicer
 from service.request_id import request_id
 
 Context = ServicerContext[Any, Any]
+
+NAME_IT = "Name the classifier; ListClassifiers names them all."
 
 
 class ClassificationServicer(ClassificationServiceServicer):
@@ -29,11 +32,15 @@ class ClassificationServicer(ClassificationServiceServicer):
         self._max_turns = max_turns
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
-        conversation = conversation_from_proto(request.conversation, self._max_turns)
+        missing = [] if request.classifier else [ClassifierNameMissingError(NAME_IT, "classifier")]
+        raise_all([*conversation_problems(request.conversation, self._max_turns), *missing])
+        conversation = conversation_from_proto(request.conversation)
         return classify_response_to_proto(*await self._classify.one(conversation, request.classifier))
 
     async def FanOut(self, request: pb.FanOutRequest, context: Context) -> pb.FanOutResponse:
-        conversation = conversation_from_proto(request.conversation, self._max_turns)
+        problems = conversation_problems(request.conversation, self._max_turns)
+        raise_all([*problems, *name_problems(request.classifiers)])
+        conversation = conversation_from_proto(request.conversation)
         return fan_out_response_to_proto(await self._classify.fan_out(conversation, request.classifiers), request_id())
 
     async def ListClassifiers(self, request: pb.ListClassifiersRequest, context: Context) -> pb.ListClassifiersResponse:
@@ -41,6 +48,6 @@ class ClassificationServicer(ClassificationServiceServicer):
 
     async def GetClassifier(self, request: pb.GetClassifierRequest, context: Context) -> pb.GetClassifierResponse:
         if not request.classifier:
-            raise ClassifierNameMissingError("Name the classifier; ListClassifiers names them all.", "classifier")
+            raise ClassifierNameMissingError(NAME_IT, "classifier")
         (found,) = classifiers_to_proto([self._classify.registry.get(request.classifier)])
         return pb.GetClassifierResponse(classifier=found)

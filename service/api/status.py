@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
@@ -15,6 +17,8 @@ DOMAIN = "fantail.v1"
 DETAILS_KEY = "grpc-status-details-bin"
 """Trailing metadata that carries a google.rpc.Status, as every gRPC library expects it."""
 
+MAX_VIOLATIONS = 20
+
 TABLE: dict[type[errors.FantailError], tuple[StatusCode, ErrorReason.ValueType]] = {
     errors.EmptyConversationError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CONVERSATION_EMPTY),
     errors.RoleMissingError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_ROLE_MISSING),
@@ -23,6 +27,8 @@ TABLE: dict[type[errors.FantailError], tuple[StatusCode, ErrorReason.ValueType]]
     errors.ConversationTooLongError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CONVERSATION_TOO_LONG),
     errors.ClassifierNameMissingError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CLASSIFIER_NAME_MISSING),
     errors.DuplicateClassifierError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CLASSIFIER_DUPLICATED),
+    errors.TooManyClassifiersError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CLASSIFIERS_TOO_MANY),
+    errors.MalformedRequestError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_REQUEST_MALFORMED),
     errors.UnknownClassifierError: (StatusCode.NOT_FOUND, reasons.ERROR_REASON_CLASSIFIER_UNKNOWN),
     errors.EngineError: (StatusCode.INTERNAL, reasons.ERROR_REASON_ENGINE_FAILED),
     errors.EngineDeadError: (StatusCode.UNAVAILABLE, reasons.ERROR_REASON_ENGINE_DEAD),
@@ -41,12 +47,17 @@ def rpc_status(error: errors.FantailError, request_id: str) -> status_pb2.Status
         error_details_pb2.RequestInfo(request_id=request_id),
     ]
     if isinstance(error, errors.InvalidRequestError):
-        violations = [
-            error_details_pb2.BadRequest.FieldViolation(field=each.field, description=each.message)
-            for each in (error, *error.others)
-        ]
-        details.append(error_details_pb2.BadRequest(field_violations=violations))
+        details.append(error_details_pb2.BadRequest(field_violations=_violations((error, *error.others))))
     return status_pb2.Status(code=code.value[0], message=error.message, details=[_pack(detail) for detail in details])
+
+
+def _violations(problems: Sequence[errors.InvalidRequestError]) -> list[error_details_pb2.BadRequest.FieldViolation]:
+    """The first problems by field, and how many more there are: trailing metadata has room for 8 KiB."""
+    violation = error_details_pb2.BadRequest.FieldViolation
+    shown = [violation(field=each.field, description=each.message) for each in problems[:MAX_VIOLATIONS]]
+    if len(problems) > MAX_VIOLATIONS:
+        shown.append(violation(field="", description=f"and {len(problems) - MAX_VIOLATIONS} more problems"))
+    return shown
 
 
 def _pack(detail: Message) -> AnyMessage:

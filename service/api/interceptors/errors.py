@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2
 
 from service.api.status import DEFECT, DETAILS_KEY, rpc_status
-from service.errors import EngineError, FantailError
+from service.errors import FantailError, MalformedRequestError
 from service.request_id import new_request_id, request_id
 
 logger = logging.getLogger(__name__)
@@ -35,14 +36,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return handler
         method, behaviour = handler_call_details.method, handler.unary_unary
 
-        async def guarded(request: Any, context: Context) -> Any:
+        async def guarded(data: bytes, context: Context) -> Any:
             with new_request_id():
                 try:
                     # The types of grpc know only handlers that return, not those that are awaited.
-                    return await cast(Any, behaviour)(request, context)
+                    return await cast(Any, behaviour)(decode(data, handler), context)
                 except FantailError as error:
-                    if isinstance(error, EngineError):
-                        logger.exception("request %s: %s failed in the engine", request_id(), method)
                     await abort(context, error)
                 except grpc.aio.AbortError:
                     raise
@@ -50,9 +49,17 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                     logger.exception("request %s: %s failed", request_id(), method)
                     await abort(context, DEFECT)
 
-        return grpc.unary_unary_rpc_method_handler(
-            cast(Any, guarded), handler.request_deserializer, handler.response_serializer
-        )
+        # Requests are decoded in here, not by gRPC, which would tell the caller how decoding failed.
+        return grpc.unary_unary_rpc_method_handler(cast(Any, guarded), None, handler.response_serializer)
+
+
+def decode(data: bytes, handler: Handler) -> Any:
+    """The request message. Raises MalformedRequestError."""
+    assert handler is not None
+    try:
+        return handler.request_deserializer(data) if handler.request_deserializer else data
+    except DecodeError as error:
+        raise MalformedRequestError("The request's bytes are not the message that this method takes.", "") from error
 
 
 async def abort(context: Context, error: FantailError) -> None:

@@ -30,7 +30,7 @@ class ClassificationServiceStub:
 
     Errors carry google.rpc.ErrorInfo with a reason of ErrorReason and the domain "fantail.v1", a
     google.rpc.RequestInfo with the request id, and for invalid requests a google.rpc.BadRequest that
-    names every offending field.
+    names every offending field (the first 20, and how many more there are).
     """
 
     def __init__(self, channel):
@@ -66,7 +66,7 @@ class ClassificationServiceServicer:
 
     Errors carry google.rpc.ErrorInfo with a reason of ErrorReason and the domain "fantail.v1", a
     google.rpc.RequestInfo with the request id, and for invalid requests a google.rpc.BadRequest that
-    names every offending field.
+    names every offending field (the first 20, and how many more there are).
     """
 
     def Classify(self, request, context):
@@ -133,7 +133,7 @@ class ClassificationService:
 
     Errors carry google.rpc.ErrorInfo with a reason of ErrorReason and the domain "fantail.v1", a
     google.rpc.RequestInfo with the request id, and for invalid requests a google.rpc.BadRequest that
-    names every offending field.
+    names every offending field (the first 20, and how many more there are).
     """
 
     @staticmethod

@@ -31,7 +31,7 @@ class ClassificationServiceStub:
 
     Errors carry google.rpc.ErrorInfo with a reason of ErrorReason and the domain "fantail.v1", a
     google.rpc.RequestInfo with the request id, and for invalid requests a google.rpc.BadRequest that
-    names every offending field.
+    names every offending field (the first 20, and how many more there are).
     """
 
     @_typing.overload
@@ -53,7 +53,7 @@ class ClassificationServiceAsyncStub(ClassificationServiceStub):
 
     Errors carry google.rpc.ErrorInfo with a reason of ErrorReason and the domain "fantail.v1", a
     google.rpc.RequestInfo with the request id, and for invalid requests a google.rpc.BadRequest that
-    names every offending field.
+    names every offending field (the first 20, and how many more there are).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -71,7 +71,7 @@ class ClassificationServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Errors carry google.rpc.ErrorInfo with a reason of ErrorReason and the domain "fantail.v1", a
     google.rpc.RequestInfo with the request id, and for invalid requests a google.rpc.BadRequest that
-    names every offending field.
+    names every offending field (the first 20, and how many more there are).
     """
 
     @_abc_1.abstractmethod

@@ -87,6 +87,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Example: {"reason": "ERROR_REASON_DEFECT", "domain": "fantail.v1"} with INTERNAL
     """
+    ERROR_REASON_CLASSIFIERS_TOO_MANY: _ErrorReason.ValueType  # 12
+    """A fan-out names more classifiers than any server has.
+
+    Example: {"reason": "ERROR_REASON_CLASSIFIERS_TOO_MANY", "domain": "fantail.v1",
+              "metadata": {"field": "classifiers", "max_classifiers": "1000"}} with INVALID_ARGUMENT
+    """
+    ERROR_REASON_REQUEST_MALFORMED: _ErrorReason.ValueType  # 13
+    """The request's bytes are not the message that the method takes.
+
+    Example: {"reason": "ERROR_REASON_REQUEST_MALFORMED", "domain": "fantail.v1"} with INVALID_ARGUMENT
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason in google.rpc.ErrorInfo, whose domain is "fantail.v1". Reasons are added, never reused."""
@@ -155,5 +166,16 @@ ERROR_REASON_DEFECT: ErrorReason.ValueType  # 11
 """A defect of the server itself; report it with the request id.
 
 Example: {"reason": "ERROR_REASON_DEFECT", "domain": "fantail.v1"} with INTERNAL
+"""
+ERROR_REASON_CLASSIFIERS_TOO_MANY: ErrorReason.ValueType  # 12
+"""A fan-out names more classifiers than any server has.
+
+Example: {"reason": "ERROR_REASON_CLASSIFIERS_TOO_MANY", "domain": "fantail.v1",
+          "metadata": {"field": "classifiers", "max_classifiers": "1000"}} with INVALID_ARGUMENT
+"""
+ERROR_REASON_REQUEST_MALFORMED: ErrorReason.ValueType  # 13
+"""The request's bytes are not the message that the method takes.
+
+Example: {"reason": "ERROR_REASON_REQUEST_MALFORMED", "domain": "fantail.v1"} with INVALID_ARGUMENT
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

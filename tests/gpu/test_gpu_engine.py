@@ -21,7 +21,7 @@ from service.engine.hardware import choose, detect_hardware
 from service.engine.vllm_engine import VllmConfig, VllmEngine, start_vllm
 from service.start import Prompting
 from tests.vllm.conftest import *  # noqa: F403  (the fixtures of the CPU engine's tests)
-from tests.vllm.reference import Reference, assert_same, conversation_of
+from tests.vllm.reference import Reference, assert_same, cold, conversation_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -64,7 +64,8 @@ async def test_base_plain_and_activated_requests_share_a_batch(
 async def test_a_cold_fan_out_computes_the_prefix_once(
     gpu_engine: VllmEngine, prompting: Prompting, classifiers: tuple[Classifier, ...]
 ) -> None:
-    prefix = prompting.builder.prefix(conversation_of(prompting.builder, 555))
+    conversation = cold(conversation_of(prompting.builder, 500), "good evening from Lisbon")
+    prefix = prompting.builder.prefix(conversation)
     requests = [scoring_request(prefix, classifier) for classifier in classifiers]
     answers = await asyncio.gather(*map(gpu_engine.score, requests))
     tails = sum(len(request.token_ids) - len(prefix.token_ids) for request in requests)

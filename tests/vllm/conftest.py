@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from service.classify import scoring_request
-from service.domain import AdapterKind, Classifier
+from service.domain import AdapterKind, Classifier, Conversation, Role, Turn
 from service.engine.base import EngineAdapter, ScoringRequest, engine_adapter
 from service.engine.hardware import choose, detect_hardware
 from service.engine.vllm_engine import VllmConfig, VllmEngine, start_vllm
@@ -88,6 +88,23 @@ def fan_outs(prompting: Prompting, classifiers: tuple[Classifier, ...]) -> list[
 def expected(reference: Reference, fan_outs: list[list[ScoringRequest]]) -> list[list[list[float]]]:
     """PEFT's probabilities for `fan_outs`."""
     return [reference.probabilities(requests) for requests in fan_outs]
+
+
+@pytest.fixture(scope="session")
+def crowd(prompting: Prompting, classifiers: tuple[Classifier, ...]) -> list[ScoringRequest]:
+    """Fan-outs of 32 different conversations."""
+    things = ["parcel", "lamp", "sofa", "phone", "ticket", "refund", "book", "card"] * 4
+    texts = [f"order {n} is late, where is my {thing}?" for n, thing in enumerate(things)]
+    conversations = [Conversation("", (Turn(Role.CUSTOMER, text),)) for text in texts]
+    prefixes = [prompting.builder.prefix(conversation) for conversation in conversations]
+    assert len({prefix.token_ids for prefix in prefixes}) == 32
+    return [scoring_request(prefix, classifier) for prefix in prefixes for classifier in classifiers]
+
+
+@pytest.fixture(scope="session")
+def crowd_expected(reference: Reference, crowd: list[ScoringRequest]) -> list[list[float]]:
+    """PEFT's probabilities for `crowd`."""
+    return reference.probabilities(crowd)
 
 
 VARIANTS = {

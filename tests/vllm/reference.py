@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -79,6 +80,11 @@ def conversation_of(builder: PromptBuilder, tokens: int) -> Conversation:
             elif turns or tokens <= 1:
                 return Conversation("", tuple(turns) or (Turn(Role.CUSTOMER, "hi"),))
     raise AssertionError("not enough text")
+
+
+def cold(conversation: Conversation, opening: str) -> Conversation:
+    """The conversation behind an opening that no other test uses, so that no block of it is in any cache."""
+    return replace(conversation, turns=(Turn(Role.CUSTOMER, opening), *conversation.turns))
 
 
 def text_tokens(builder: PromptBuilder, text: str) -> int:

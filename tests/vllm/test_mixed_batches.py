@@ -13,7 +13,7 @@ from service.engine.base import ScoringRequest
 from service.engine.vllm_engine import VllmEngine, adapter_ids
 from service.start import Prompting
 from tests.vllm.conftest import Strangers
-from tests.vllm.reference import Reference, assert_same, conversation_of
+from tests.vllm.reference import Reference, assert_same, cold, conversation_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
@@ -70,7 +70,8 @@ async def test_every_adapter_is_resident_before_the_first_request(
 async def test_a_cold_fan_out_computes_the_prefix_once(
     engine: VllmEngine, prompting: Prompting, classifiers: tuple[Classifier, ...]
 ) -> None:
-    prefix = prompting.builder.prefix(conversation_of(prompting.builder, 777))
+    conversation = cold(conversation_of(prompting.builder, 500), "good evening from Lisbon")
+    prefix = prompting.builder.prefix(conversation)
     requests = [scoring_request(prefix, classifier) for classifier in classifiers]
     answers = await asyncio.gather(*map(engine.score, requests))
     tails = sum(len(request.token_ids) - len(prefix.token_ids) for request in requests)

@@ -7,12 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from service.classify import scoring_request
-from service.domain import Classifier, Conversation, Role, Turn
 from service.engine.base import LabelLogprobs, ScoringRequest
 from service.engine.vllm_engine import VllmEngine
-from service.start import Prompting
-from tests.vllm.reference import Reference, assert_same
+from tests.vllm.reference import assert_same
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
@@ -35,16 +32,6 @@ async def test_every_adapter_answers_as_peft_does_and_again_when_asked_twice(
 
 
 async def test_concurrent_fan_outs_do_not_disturb_each_other(
-    variant_engine: VllmEngine, prompting: Prompting, classifiers: tuple[Classifier, ...], reference: Reference
+    variant_engine: VllmEngine, crowd: list[ScoringRequest], crowd_expected: list[list[float]]
 ) -> None:
-    conversations = [
-        Conversation("", (Turn(Role.CUSTOMER, f"hello, order {n} is late, can you tell me where my {thing} is?"),))
-        for n, thing in enumerate(["parcel", "lamp", "sofa", "phone", "ticket", "refund", "book", "card"] * 4)
-    ]
-    requests = [
-        scoring_request(prompting.builder.prefix(conversation), classifier)
-        for conversation in conversations
-        for classifier in classifiers
-    ]
-    assert len({request.token_ids for request in requests}) == 32 * len(classifiers)
-    assert_same(await score_all(variant_engine, requests), reference.probabilities(requests))
+    assert_same(await score_all(variant_engine, crowd), crowd_expected)

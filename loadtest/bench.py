@@ -33,6 +33,7 @@ from service.client import FantailClient
 ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = (100, 320, 1000, 2000)
 CALL_SECONDS = 600
+WARM_UP_TOKENS = 60
 WORDS = ("order", "parcel", "late", "invoice", "refund", "login", "screen", "phone", "week", "please", "help", "again")
 TOLERANCE = 2e-3
 
@@ -68,18 +69,17 @@ async def measure(
 ) -> dict[int, dict[str, list[float]]]:
     """Seconds by length and contestant, taken in turn."""
     seconds: dict[int, dict[str, list[float]]] = {n: {name: [] for name in measures} for n in options.lengths}
+    for ask in measures.values():
+        await ask(conversation(WARM_UP_TOKENS, seed="warm-up"))
     with Progress(console=console) as progress:
-        bar = progress.add_task("measuring", total=len(options.lengths) * (options.rounds + 1) * len(measures))
+        bar = progress.add_task("measuring", total=len(options.lengths) * options.rounds * len(measures))
         for length in options.lengths:
-            for round_number in range(-1, options.rounds):
+            for round_number in range(options.rounds):
                 for name, ask in measures.items():
                     taken = seconds[length][name]
                     progress.update(bar, advance=1, description=f"{length} tokens, {name}")
-                    if sum(taken) > options.budget:
-                        continue
-                    one = await ask(conversation(length, seed=f"{length} {round_number} {name}"))
-                    if round_number >= 0:  # the first is a warm-up
-                        taken.append(one)
+                    if sum(taken) < options.budget:
+                        taken.append(await ask(conversation(length, seed=f"{length} {round_number} {name}")))
     return seconds
 
 

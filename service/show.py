@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from google.protobuf.duration_pb2 import Duration
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -12,7 +13,8 @@ from service.pb.fantail.v1 import classification_service_pb2 as pb
 
 def show_fan_out(response: pb.FanOutResponse, console: Console) -> None:
     """One line per classifier, then the tokens and stage times of the call."""
-    table = Table(title=f"{len(response.results)} classifiers, one conversation, one call")
+    title = f"{len(response.results)} classifiers, one conversation, one call"
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for column in ("classifier", "label", "confidence", "label mass", "computed", "reused"):
         table.add_column(column, justify="left" if column in ("classifier", "label") else "right")
     for result in response.results:

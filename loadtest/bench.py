@@ -59,9 +59,13 @@ async def bench(options: argparse.Namespace, console: Console) -> None:
         async with contestants(Path(scratch), options.only_ours, console) as measures:
             seconds = await measure(measures, options, console)
     show(seconds, console)
-    if options.output:
+
+
+def write(seconds: dict[int, dict[str, list[float]]], output: Path | None) -> None:
+    """Keep what is measured so far, so that an interrupted run is not lost."""
+    if output:
         facts = {"machine": machine(), "commit": commit(), "seconds": seconds}
-        options.output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 async def measure(
@@ -80,6 +84,7 @@ async def measure(
                     progress.update(bar, advance=1, description=f"{length} tokens, {name}")
                     if sum(taken) < options.budget:
                         taken.append(await ask(conversation(length, seed=f"{length} {round_number} {name}")))
+                        write(seconds, options.output)
     return seconds
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -46,7 +45,6 @@ def serve() -> None:
     from service.start import serve
 
     asyncio.run(serve(_configured()))
-    gc.collect()  # vLLM's engine shuts down once more when collected, which fails when the interpreter is half gone
 
 
 @app.command()

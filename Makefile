@@ -39,7 +39,7 @@ proto: .venv/installed  ## generate service/pb from proto/
 	$(BIN)/python tools/proto.py generate
 
 lock: .venv/installed  ## resolve the lock anew; needs uv
-	uv pip compile pyproject.toml --extra cpu --extra train --extra loadtest --extra dev --python-version 3.11 \
+	uv pip compile pyproject.toml --extra cpu --extra train --extra evaluate --extra loadtest --extra dev --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 --no-annotate --no-header -o $(LOCK)
 
 # Everything is pinned and nothing resolved (--no-deps): that is what keeps torchvision out, see pyproject.toml.

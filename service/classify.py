@@ -15,6 +15,7 @@ from service.domain import AdapterKind, Classification, Classifier, Conversation
 from service.engine.base import LabelLogprobs, ScoringEngine, ScoringRequest, engine_adapter
 from service.errors import (
     ClassifierNameMissingError,
+    ClassifierWithheldError,
     DuplicateClassifierError,
     EngineDeadError,
     EngineError,
@@ -27,6 +28,7 @@ from service.errors import (
 from service.prompt.builder import Prefix, PromptBuilder
 from service.registry.registry import Registry
 from service.request_id import request_id
+from service.scoring.calibration import calibrate
 from service.scoring.decision import decide
 from service.scoring.distribution import label_distribution
 
@@ -69,29 +71,30 @@ class Classify:
     async def fan_out(self, conversation: Conversation, names: Sequence[str]) -> Answers:
         """Ask the named classifiers, or all when `names` is empty; the conversation is read once for all of them.
 
-        A classifier that is unknown or that the engine fails on gets its error as result and does not disturb the
-        others. Raises InvalidRequestError for what is wrong with the request, EngineDeadError.
+        A classifier that is unknown or withheld, or that the engine fails on, gets its error as result and does not
+        disturb the others. Raises InvalidRequestError for what is wrong with the request, EngineDeadError.
         """
         started = time.perf_counter()
         raise_all(name_problems(names))
-        chosen = [self._find(name) for name in names] if names else list(self.registry.select(()))
+        names = names or tuple(self.registry.classifiers)
+        chosen = [self._find(name) for name in names]
         prefix = self.builder.prefix(conversation)
         prompted = time.perf_counter()
         scored = await self._score(prefix, [each for each in chosen if isinstance(each, Classifier)])
         computed = time.perf_counter()
         results = [
             (each.name, _answer(each, scored[each.name])) if isinstance(each, Classifier) else (name, each)
-            for name, each in zip(names or [c.name for c in chosen if isinstance(c, Classifier)], chosen, strict=True)
+            for name, each in zip(names, chosen, strict=True)
         ]
         usage = sum((a.usage for _, a in results if isinstance(a, Classification)), TokenUsage())
         done = time.perf_counter()
         stages = StageSeconds(prompted - started, computed - prompted, done - computed, done - started)
         return Answers(tuple(results), prefix.truncation, usage, stages)
 
-    def _find(self, name: str) -> Classifier | UnknownClassifierError:
+    def _find(self, name: str) -> Classifier | UnknownClassifierError | ClassifierWithheldError:
         try:
-            return self.registry.get(name)
-        except UnknownClassifierError as error:
+            return self.registry.serving(name)
+        except (UnknownClassifierError, ClassifierWithheldError) as error:
             return error
 
     async def _score(self, prefix: Prefix, classifiers: Sequence[Classifier]) -> dict[str, LabelLogprobs | EngineError]:
@@ -135,14 +138,20 @@ def _answer(classifier: Classifier, scored: LabelLogprobs | EngineError) -> Clas
         problem.__cause__ = error
         _log(classifier, problem)
         return problem
-    decision = decide(distribution, classifier.min_label_mass)
+    calibration = classifier.calibration
+    probabilities = distribution.probabilities
+    if calibration is not None:
+        probabilities = calibrate(probabilities, calibration.scale, calibration.bias)
+    thresholds = calibration.thresholds if calibration else ()
+    decision = decide(probabilities, distribution.mass, classifier.min_label_mass, thresholds)
     labels = tuple(label.name for label in classifier.labels)
     return Classification(
         classifier=classifier.name,
         label=labels[decision.index],
         confidence=decision.confidence,
         labels=labels,
-        probabilities=distribution.probabilities,
+        probabilities=probabilities,
+        raw_probabilities=distribution.probabilities,
         label_mass=distribution.mass,
         abstain_reason=decision.abstain_reason,
         revision=classifier.revision,

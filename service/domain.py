@@ -62,6 +62,27 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """What turns label probabilities into calibrated ones and into a decision; one number per label in each tuple.
+
+    `scale`: inverse temperature on the log probabilities; `bias`: added after scaling, natural-log units;
+    `thresholds`: calibrated probability below which a chosen label is not acted on, 0 where there is no threshold.
+    """
+
+    scale: float
+    bias: tuple[float, ...]
+    thresholds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A conversation and PEFT's float32 answer to it: unconstrained probabilities, one per label."""
+
+    conversation: Conversation
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Classifier:
     """A named question with a closed set of labels, ready to be asked.
 
@@ -69,6 +90,8 @@ class Classifier:
     `adapter`: None means the base model answers zero-shot.
     `revision`: digest of everything that decides the answer (adapter, manifest, calibration, prompt format, base).
     `min_label_mass`: below this unconstrained probability of all labels together, the answer is marked abstained.
+    `calibration`: None means that probabilities are given as the model has them.
+    `probes`: what the served engine must reproduce before this classifier answers anybody.
     """
 
     name: str
@@ -78,6 +101,8 @@ class Classifier:
     adapter: Adapter | None
     revision: str
     min_label_mass: float
+    calibration: Calibration | None = None
+    probes: tuple[Probe, ...] = ()
 
     @property
     def label_ids(self) -> tuple[int, ...]:
@@ -108,6 +133,7 @@ class Classification:
     """One classifier's answer.
 
     `probabilities`: one per label in the classifier's order, calibrated, summing to 1.
+    `raw_probabilities`: the same before calibration.
     `label_mass`: total unconstrained probability of the label tokens, in [0, 1].
     `abstain_reason`: None, or why the label should not be acted on.
     """
@@ -117,6 +143,7 @@ class Classification:
     confidence: float
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
+    raw_probabilities: tuple[float, ...]
     label_mass: float
     abstain_reason: str | None
     revision: str

@@ -12,6 +12,7 @@
     │   ├── TooManyClassifiersError
     │   └── MalformedRequestError
     ├── UnknownClassifierError     no such classifier is served here
+    ├── ClassifierWithheldError    it is here and did not pass its gate; a wrong answer is worse than none
     ├── EngineError                the engine failed on this request
     │   └── EngineDeadError        the engine is gone; every call fails until it is back
     └── StartError                 the operator must act; the server does not start
@@ -95,6 +96,10 @@ class MalformedRequestError(InvalidRequestError):
 
 class UnknownClassifierError(FantailError):
     """No classifier of that name is served."""
+
+
+class ClassifierWithheldError(FantailError):
+    """The classifier did not pass its gate and is not asked."""
 
 
 class EngineError(FantailError):

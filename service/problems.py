@@ -6,9 +6,9 @@ from pydantic import ValidationError
 
 
 def sentences(error: ValidationError) -> list[str]:
-    """One 'path.of.key: what is wrong' for each problem."""
-    return [
-        f"{'.'.join(str(part) for part in problem['loc'])}: "
-        + ("unknown key" if problem["type"] == "extra_forbidden" else problem["msg"])
-        for problem in error.errors()
-    ]
+    """One 'path.of.key: what is wrong' for each problem; without a path where the whole is wrong."""
+    found = []
+    for problem in error.errors():
+        what = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
+        found.append(": ".join(filter(None, (".".join(map(str, problem["loc"])), what))))
+    return found

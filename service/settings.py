@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     )
     classifiers: Path = Field(
         default=Path("classifiers"),
-        description="Folder of the classifiers. Everything in it is served or the server does not start.",
+        description="Folder of the classifiers. What is malformed stops the start; what fails its gate is withheld.",
     )
     address: str = Field(
         default="127.0.0.1:50051",
@@ -114,6 +114,15 @@ class Settings(BaseSettings):
     )
     max_message_bytes: int = Field(
         default=4 << 20, ge=1 << 10, description="Largest request accepted. Bounds memory per call."
+    )
+    gate_tolerance: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description=(
+            "Largest difference of a log probability from PEFT's with which a classifier is served. Default 0.02 in "
+            "float32, 0.5 in bfloat16. More lets small faults through; less withholds classifiers for mere rounding."
+        ),
     )
     grace_seconds: float = Field(
         default=30.0,

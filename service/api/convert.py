@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from google.protobuf.duration_pb2 import Duration
 
 from service.api.status import rpc_status
@@ -29,10 +27,15 @@ from service.errors import (
 )
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1 import classifier_pb2
-from service.scoring.decision import LABEL_MASS_TOO_LOW
+from service.registry.registry import Registry
+from service.scoring.decision import BELOW_THRESHOLD, LABEL_MASS_TOO_LOW
 
 ROLES = {pb.ROLE_CUSTOMER: Role.CUSTOMER, pb.ROLE_AGENT: Role.AGENT, pb.ROLE_SYSTEM: Role.SYSTEM}
-ABSTAIN_REASONS = {None: pb.ABSTAIN_REASON_UNSPECIFIED, LABEL_MASS_TOO_LOW: pb.ABSTAIN_REASON_LABEL_MASS_TOO_LOW}
+ABSTAIN_REASONS = {
+    None: pb.ABSTAIN_REASON_UNSPECIFIED,
+    LABEL_MASS_TOO_LOW: pb.ABSTAIN_REASON_LABEL_MASS_TOO_LOW,
+    BELOW_THRESHOLD: pb.ABSTAIN_REASON_BELOW_THRESHOLD,
+}
 ADAPTER_KINDS = {
     AdapterKind.ACTIVATED: classifier_pb2.ADAPTER_KIND_ACTIVATED,
     AdapterKind.PLAIN: classifier_pb2.ADAPTER_KIND_PLAIN,
@@ -103,8 +106,8 @@ def classification_to_proto(value: Classification, truncation: Truncation) -> pb
         label=value.label,
         confidence=value.confidence,
         scores=[
-            pb.LabelScore(label=label, probability=p)
-            for label, p in zip(value.labels, value.probabilities, strict=True)
+            pb.LabelScore(label=label, probability=p, raw_probability=raw)
+            for label, p, raw in zip(value.labels, value.probabilities, value.raw_probabilities, strict=True)
         ],
         label_mass=value.label_mass,
         abstained=value.abstain_reason is not None,
@@ -134,15 +137,26 @@ def _duration(seconds: float) -> Duration:
     return duration
 
 
-def classifiers_to_proto(values: Sequence[Classifier]) -> list[classifier_pb2.Classifier]:
+def classifier_to_proto(value: Classifier, registry: Registry) -> classifier_pb2.Classifier:
+    withheld_because = registry.withheld.get(value.name)
+    return classifier_pb2.Classifier(
+        name=value.name,
+        description=value.description,
+        labels=[label.name for label in value.labels],
+        adapter_kind=ADAPTER_KINDS[value.adapter.kind if value.adapter else None],
+        revision=value.revision,
+        tail_tokens=len(value.tail_ids),
+        state=classifier_pb2.SERVING_STATE_WITHHELD if withheld_because else classifier_pb2.SERVING_STATE_SERVING,
+        withheld_because=withheld_because or "",
+        calibrated=value.calibration is not None,
+        thresholds=_thresholds_to_proto(value),
+    )
+
+
+def _thresholds_to_proto(value: Classifier) -> list[classifier_pb2.LabelThreshold]:
+    thresholds = value.calibration.thresholds if value.calibration else ()
     return [
-        classifier_pb2.Classifier(
-            name=value.name,
-            description=value.description,
-            labels=[label.name for label in value.labels],
-            adapter_kind=ADAPTER_KINDS[value.adapter.kind if value.adapter else None],
-            revision=value.revision,
-            tail_tokens=len(value.tail_ids),
-        )
-        for value in values
+        classifier_pb2.LabelThreshold(label=label.name, probability=threshold)
+        for label, threshold in zip(value.labels, thresholds, strict=False)
+        if threshold > 0
     ]

@@ -1,9 +1,14 @@
-"""Standard health (grpc.health.v1): serving while the engine can answer, told per service and overall."""
+"""Standard health (grpc.health.v1): serving while the engine can answer, told overall, per service and per classifier.
+
+A classifier is asked about as `fantail.v1.ClassificationService/NAME`; one that did not pass its gate is not serving,
+and takes neither the service nor the whole with it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from grpc_health.v1 import health_pb2
@@ -42,12 +47,13 @@ class DrainingHealthServicer(health.HealthServicer):
 
 
 class Health:
-    """Follows the engine; `services` are reported beside the overall state (the empty name)."""
+    """Follows the engine; `names` are reported beside the overall state (the empty name), `withheld` never serve."""
 
-    def __init__(self, engine: ScoringEngine, services: tuple[str, ...]) -> None:
+    def __init__(self, engine: ScoringEngine, names: Sequence[str], withheld: Collection[str] = ()) -> None:
         self.servicer = DrainingHealthServicer()
         self._engine = engine
-        self._names = ("", *services)
+        self._names = ("", *names)
+        self._withheld = withheld
         self._serving: bool | None = None
 
     async def follow(self) -> None:
@@ -70,7 +76,8 @@ class Health:
             )
             state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
             for name in self._names:
-                await self.servicer.set(name, state)
+                withheld = health_pb2.HealthCheckResponse.NOT_SERVING
+                await self.servicer.set(name, withheld if name in self._withheld else state)
 
     async def drain(self) -> None:
         """Report not serving from now on, whatever the engine says."""

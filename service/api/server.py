@@ -32,7 +32,10 @@ async def listen(
         interceptors=[ErrorInterceptor()],
         options=[("grpc.max_receive_message_length", max_message_bytes), ("grpc.so_reuseport", 0)],
     )
-    health = Health(classify.engine, (SERVICE,))
+    registry = classify.registry
+    classifiers = {name: f"{SERVICE}/{name}" for name in registry.classifiers}
+    withheld = {classifiers[name] for name in registry.withheld}
+    health = Health(classify.engine, (SERVICE, *classifiers.values()), withheld)
     classification_service_pb2_grpc.add_ClassificationServiceServicer_to_server(
         ClassificationServicer(classify, max_turns), server
     )

@@ -7,7 +7,7 @@ from typing import Any
 from grpc.aio import ServicerContext
 
 from service.api.convert import (
-    classifiers_to_proto,
+    classifier_to_proto,
     classify_response_to_proto,
     conversation_from_proto,
     conversation_problems,
@@ -44,10 +44,14 @@ class ClassificationServicer(ClassificationServiceServicer):
         return fan_out_response_to_proto(await self._classify.fan_out(conversation, request.classifiers), request_id())
 
     async def ListClassifiers(self, request: pb.ListClassifiersRequest, context: Context) -> pb.ListClassifiersResponse:
-        return pb.ListClassifiersResponse(classifiers=classifiers_to_proto(self._classify.registry.select(())))
+        registry = self._classify.registry
+        return pb.ListClassifiersResponse(
+            classifiers=[classifier_to_proto(each, registry) for each in registry.select(())]
+        )
 
     async def GetClassifier(self, request: pb.GetClassifierRequest, context: Context) -> pb.GetClassifierResponse:
         if not request.classifier:
             raise ClassifierNameMissingError(NAME_IT, "classifier")
-        (found,) = classifiers_to_proto([self._classify.registry.get(request.classifier)])
-        return pb.GetClassifierResponse(classifier=found)
+        registry = self._classify.registry
+        found = registry.get(request.classifier)
+        return pb.GetClassifierResponse(classifier=classifier_to_proto(found, registry))

@@ -30,6 +30,7 @@ TABLE: dict[type[errors.FantailError], tuple[StatusCode, ErrorReason.ValueType]]
     errors.TooManyClassifiersError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CLASSIFIERS_TOO_MANY),
     errors.MalformedRequestError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_REQUEST_MALFORMED),
     errors.UnknownClassifierError: (StatusCode.NOT_FOUND, reasons.ERROR_REASON_CLASSIFIER_UNKNOWN),
+    errors.ClassifierWithheldError: (StatusCode.FAILED_PRECONDITION, reasons.ERROR_REASON_CLASSIFIER_WITHHELD),
     errors.EngineError: (StatusCode.INTERNAL, reasons.ERROR_REASON_ENGINE_FAILED),
     errors.EngineDeadError: (StatusCode.UNAVAILABLE, reasons.ERROR_REASON_ENGINE_DEAD),
 }

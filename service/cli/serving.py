@@ -1,10 +1,9 @@
-"""The command `fantail`: reads settings and arguments, wires the parts, prints results."""
+"""Commands of those who run a server and ask it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import socket
@@ -16,46 +15,39 @@ from typing import Annotated
 
 import typer
 from google.protobuf.json_format import MessageToJson
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from service.client import FantailClient, RpcError, Turns
-from service.errors import FantailError
+from service.cli.common import configured, console
+from service.client import FantailClient, Turns
 from service.pb.fantail.v1 import classification_service_pb2 as pb
-from service.settings import Settings, load_settings
+from service.settings import Settings
 from service.show import show_fan_out
 
-app = typer.Typer(
-    help="One conversation, a fan of classifiers.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-console = Console()
+commands = typer.Typer()
 
 START_SECONDS = 600
 CALL_SECONDS = 120
 STOP_SECONDS = 60
 
 
-@app.command()
+@commands.command()
 def serve() -> None:
     """Serve the classifiers over gRPC until SIGTERM; `fantail settings` lists what can be set."""
     from service.start import serve
 
-    asyncio.run(serve(_configured()))
+    asyncio.run(serve(configured()))
 
 
-@app.command()
+@commands.command()
 def check() -> None:
-    """Check settings, base model and every classifier folder without starting a server."""
+    """Check settings, base model and every classifier folder without starting a server, hence without the gate."""
     from service.start import load_prompting, load_registry
 
-    settings = _configured()
+    settings = configured()
     registry = load_registry(settings, load_prompting(settings))
-    table = Table(title=f"{len(registry.classifiers)} classifiers are servable")
-    for column in ("classifier", "labels", "adapter", "rank", "tail tokens", "revision"):
+    table = Table(title=f"{len(registry.serving_names)} of {len(registry.classifiers)} classifiers are servable")
+    for column in ("classifier", "labels", "adapter", "rank", "tail", "probes", "revision", "withheld because"):
         table.add_column(column)
     for each in registry.select(()):
         kind, rank = (each.adapter.kind.value, str(each.adapter.rank)) if each.adapter else ("none", "")
@@ -65,12 +57,14 @@ def check() -> None:
             kind,
             rank,
             str(len(each.tail_ids)),
+            str(len(each.probes)),
             each.revision,
+            registry.withheld.get(each.name, ""),
         )
     console.print(table)
 
 
-@app.command()
+@commands.command()
 def settings() -> None:
     """List every setting with its default and trade-off."""
     table = Table(title="settings, from the environment")
@@ -82,7 +76,7 @@ def settings() -> None:
     console.print(table)
 
 
-@app.command()
+@commands.command()
 def classify(
     conversation: Annotated[
         Path, typer.Argument(help='JSON file: {"turns": [{"role": "customer", "text": "…"}, …]}; - for standard input.')
@@ -100,41 +94,15 @@ def classify(
         show_fan_out(response, console)
 
 
-@app.command()
-def train(
-    classifiers: Annotated[
-        list[str] | None, typer.Argument(help="Which; default all that want an activated adapter.")
-    ] = None,
-    data: Annotated[
-        list[Path] | None, typer.Option(help="JSON lines of labelled conversations; default CLASSIFIERS/data/*.jsonl.")
-    ] = None,
-    rank: Annotated[int, typer.Option(help="Rank of the adapters.", min=1)] = 4,
-    epochs: Annotated[int, typer.Option(min=1)] = 5,
-    learning_rate: Annotated[float, typer.Option()] = 1e-3,
-    seed: Annotated[int, typer.Option()] = 7,
-) -> None:
-    """Train activated adapters, all at once on one reading of each conversation; resumes an interrupted run."""
-    from service.start import load_prompting
-    from service.training.loop import TrainingConfig
-    from service.training.train import Training, load_tasks
-
-    configured = _configured()
-    prompting = load_prompting(configured)
-    tasks = load_tasks(configured.classifiers, classifiers or [], prompting.tokenizer)
-    files = tuple(data or sorted((configured.classifiers / "data").glob("*.jsonl")))
-    config = TrainingConfig(rank=rank, alpha=2.0 * rank, epochs=epochs, learning_rate=learning_rate, seed=seed)
-    Training(prompting.base, prompting.tokenizer, prompting.builder, tasks, files, config, console).run()
-
-
-@app.command()
+@commands.command()
 def base() -> None:
     """Prepare the base model (once) and print its folder."""
     from service.base_model import resolve_base
 
-    print(resolve_base(_configured().model))
+    print(resolve_base(configured().model))
 
 
-@app.command()
+@commands.command()
 def demo(
     conversation: Annotated[Path, typer.Argument(help="JSON file with the conversation.")] = Path(
         "examples/conversation.json"
@@ -160,36 +128,6 @@ def demo(
             log.seek(0)
             sys.stderr.write(log.read().decode(errors="replace"))
             raise typer.Exit(code or 1)
-
-
-def main() -> None:
-    """Run a command; our own errors become one message and exit code 1."""
-    try:
-        app()
-    except FantailError as error:
-        _complain("error", error.message)
-    except RpcError as error:
-        _complain(f"{error.code.name} {error.reason}".strip(), error.message)
-        for field, problem in error.violations.items():
-            _complain(f"  {field}", problem)
-    else:
-        return
-    sys.exit(1)
-
-
-def _complain(what: str, message: str) -> None:
-    """One line on standard error, as it is: names and messages may look like markup."""
-    console = Console(stderr=True, soft_wrap=True)
-    console.print(f"[red]{escape(what)}[/]: {escape(message)}", highlight=False)
-
-
-def _configured() -> Settings:
-    """Settings with logging set up by them."""
-    loaded = load_settings()
-    logging.basicConfig(level=loaded.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "urllib3", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    return loaded
 
 
 def _read_turns(path: Path) -> Turns:

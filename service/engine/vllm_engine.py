@@ -177,6 +177,8 @@ async def start_vllm(config: VllmConfig) -> AsyncIterator[VllmEngine]:
         yield served
     finally:
         engine.shutdown(timeout=SHUTDOWN_SECONDS)
+        # AsyncLLM.__del__ shuts down once more, at exit, when the modules it needs are gone: a traceback in the log.
+        engine.shutdown = lambda: None
 
 
 def process_environment(choice: Choice) -> dict[str, str]:

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from service.problems import sentences
 
@@ -24,11 +24,31 @@ class AdapterChoice(enum.StrEnum):
     NONE = "none"
 
 
+class Target(BaseModel):
+    """What a label's threshold is chosen for on the calibration split: one of the two, as a share of 1.
+
+    `precision`: of the answers with this label that are acted on, so many are right, at the cost of abstaining.
+    `recall`: of the records that deserve this label, so many are acted on with it, at the cost of precision.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    precision: float | None = Field(default=None, gt=0.0, lt=1.0)
+    recall: float | None = Field(default=None, gt=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Target:
+        if (self.precision is None) == (self.recall is None):
+            raise ValueError("give either precision or recall")
+        return self
+
+
 class Manifest(BaseModel):
     """What a person writes about a classifier.
 
     `words`: the task's own words, last thing before the answer; each token is paid once per classifier and call.
     `labels`: label name to the text of its token, in the order in which scores are listed.
+    `targets`: label name to what its threshold has to reach, for labels that are acted on only with care.
     `min_label_mass`: below this total probability of the labels the answer is marked abstained.
     """
 
@@ -39,6 +59,13 @@ class Manifest(BaseModel):
     adapter: AdapterChoice
     labels: dict[LabelName, Annotated[str, StringConstraints(min_length=1)]] = Field(min_length=2)
     min_label_mass: float = Field(default=0.5, ge=0.0, le=1.0)
+    targets: dict[str, Target] = {}
+
+    @model_validator(mode="after")
+    def _targets_are_of_labels(self) -> Manifest:
+        if unknown := sorted(set(self.targets) - set(self.labels)):
+            raise ValueError(f"targets for {unknown}, which are no labels")
+        return self
 
 
 def load_manifest(folder: Path) -> tuple[Manifest | None, list[str]]:
@@ -51,5 +78,12 @@ def load_manifest(folder: Path) -> tuple[Manifest | None, list[str]]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         return None, [f"{MANIFEST_FILE} is not valid TOML: {error}"]
     except ValidationError as error:
-        known = f" (known keys: {', '.join(Manifest.model_fields)})"
-        return None, [f"{MANIFEST_FILE}: {p}{known if p.endswith('unknown key') else ''}" for p in sentences(error)]
+        return None, [f"{MANIFEST_FILE}: {problem}{_known_keys(problem)}" for problem in sentences(error)]
+
+
+def _known_keys(problem: str) -> str:
+    """What may stand where there is an unknown key; nothing for any other problem."""
+    if not problem.endswith("unknown key"):
+        return ""
+    known = Target.model_fields if problem.startswith("targets.") else Manifest.model_fields
+    return f" (known keys: {', '.join(known)})"

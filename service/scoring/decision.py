@@ -1,12 +1,12 @@
-"""A distribution to a decision: which label, how sure, and whether to abstain. Knows numpy-free numbers only."""
+"""A distribution to a decision: which label, how sure, and whether to abstain. Knows numbers only."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.scoring.distribution import LabelDistribution
-
 LABEL_MASS_TOO_LOW = "label mass too low"
+BELOW_THRESHOLD = "below threshold"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,18 @@ class Decision:
     abstain_reason: str | None
 
 
-def decide(distribution: LabelDistribution, min_label_mass: float) -> Decision:
-    """Choose the most probable label (the first of equals) and abstain when the labels' mass is below the bound."""
-    index = max(range(len(distribution.probabilities)), key=distribution.probabilities.__getitem__)
-    reason = LABEL_MASS_TOO_LOW if distribution.mass < min_label_mass else None
-    return Decision(index, distribution.probabilities[index], reason)
+def decide(
+    probabilities: Sequence[float], mass: float, min_label_mass: float, thresholds: Sequence[float] = ()
+) -> Decision:
+    """Choose the most probable label (the first of equals); abstain for want of label mass or of confidence.
+
+    `thresholds`: one per label, or none at all; 1 means never. Too little mass is said first: confidence means nothing
+    then.
+    """
+    index = max(range(len(probabilities)), key=probabilities.__getitem__)
+    confidence = probabilities[index]
+    if mass < min_label_mass:
+        return Decision(index, confidence, LABEL_MASS_TOO_LOW)
+    if thresholds and (confidence < thresholds[index] or thresholds[index] >= 1):
+        return Decision(index, confidence, BELOW_THRESHOLD)
+    return Decision(index, confidence, None)

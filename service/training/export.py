@@ -26,11 +26,12 @@ def export_adapter(
     folder: Path,
     config: TrainingConfig,
     base_name: str,
-    invocation_ids: Sequence[int],
+    invocation_ids: Sequence[int] | None,
     record: Mapping[str, Any],
 ) -> None:
     """Write classifier `index` of the fan to `folder/adapter` and its training record beside it.
 
+    `invocation_ids`: where an activated adapter begins to act; None for a plain one.
     Weights are stored as float16, which holds them to 3 digits in half the bytes; whoever loads them casts them.
     """
     tensors = {}
@@ -44,7 +45,7 @@ def export_adapter(
         base_model_name_or_path=base_name,
         task_type="CAUSAL_LM",
         inference_mode=True,
-        alora_invocation_tokens=list(invocation_ids),
+        alora_invocation_tokens=None if invocation_ids is None else list(invocation_ids),
     )
     with tempfile.TemporaryDirectory(dir=folder, prefix=".adapter-") as scratch:
         made = Path(scratch) / "adapter"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from service.training.fan import Fan, PrefixKV
+from service.training.plain import PlainPrefix
 
 UNKNOWN = -100
 """Target of a label that a record does not carry; cross entropy leaves it out."""
@@ -21,7 +22,11 @@ UNKNOWN = -100
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """What decides an adapter besides the data. `alpha` / `rank` scales the update, as in PEFT."""
+    """What decides an adapter besides the data. `alpha` / `rank` scales the update, as in PEFT.
+
+    `base_dtype`: of products with the frozen weights; everything else is float32. bfloat16 is faster where the CPU
+    has AMX and slower where it has not.
+    """
 
     rank: int = 4
     alpha: float = 8.0
@@ -34,13 +39,14 @@ class TrainingConfig:
     warmup_share: float = 0.06
     clip_norm: float = 1.0
     seed: int = 7
+    base_dtype: str = "float32"
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """A read conversation and its targets: the label token of each classifier, or `UNKNOWN`; int64 [classifiers]."""
 
-    prefix: PrefixKV
+    prefix: PrefixKV | PlainPrefix
     targets: Tensor
 
 

@@ -15,16 +15,22 @@ from service.domain import Conversation, Role, Turn
 from service.errors import ConfigurationError
 from service.problems import sentences
 
-Split = Literal["train", "dev"]
-DEV_PERCENT = 15
+Split = Literal["train", "dev", "calibration", "test"]
+SHARES: tuple[tuple[Split, int], ...] = (("train", 55), ("dev", 10), ("calibration", 15), ("test", 20))
+"""Per cent of the records. Adapters learn from train and pick their epoch on dev; calibration and thresholds are fitted
+on calibration; test is for reports alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A conversation and what is known of it; a classifier absent from `labels` is unknown, not 'no'."""
+    """A conversation and what is known of it; a classifier absent from `labels` is unknown, not 'no'.
+
+    `source`: where the record comes from, its own word for it or the name of its file.
+    """
 
     conversation: Conversation
     labels: Mapping[str, str]
+    source: str = ""
 
     @property
     def split(self) -> Split:
@@ -42,12 +48,17 @@ class _Line(BaseModel):
     id: str
     turns: list[_Turn]
     labels: dict[str, str]
+    source: str = ""
 
 
 def split_of(record_id: str) -> Split:
     """The split of a record, decided by its id alone, so that it never changes as data grows."""
     bucket = int.from_bytes(hashlib.sha256(record_id.encode()).digest()[:4], "big") % 100
-    return "dev" if bucket < DEV_PERCENT else "train"
+    for split, share in SHARES:
+        if bucket < share:
+            return split
+        bucket -= share
+    raise AssertionError("the shares add up to 100")
 
 
 def read_records(paths: Iterable[Path], labels: Mapping[str, Sequence[str]]) -> list[Record]:
@@ -60,8 +71,8 @@ def read_records(paths: Iterable[Path], labels: Mapping[str, Sequence[str]]) -> 
     problems: list[str] = []
     seen: set[str] = set()
     for path in paths:
-        for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
-            record, found = _read_line(line, labels)
+        for number, line in enumerate(_lines(path, problems), 1):
+            record, found = _read_line(line, labels, path.stem)
             if record is not None and record.conversation.id in seen:
                 found = [f"id {record.conversation.id!r} is used twice"]
             problems += [f"{path.name}:{number}: {problem}" for problem in found]
@@ -73,7 +84,20 @@ def read_records(paths: Iterable[Path], labels: Mapping[str, Sequence[str]]) -> 
     return records
 
 
-def _read_line(line: str, labels: Mapping[str, Sequence[str]]) -> tuple[Record | None, list[str]]:
+def _lines(path: Path, problems: list[str]) -> list[str]:
+    """The lines of a file; what is wrong with it as a whole is added to `problems`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path.name} cannot be read: {type(error).__name__}")
+        return []
+    if not text.strip():
+        problems.append(f"{path.name} is empty")
+        return []
+    return text.removesuffix("\n").split("\n")
+
+
+def _read_line(line: str, labels: Mapping[str, Sequence[str]], stem: str) -> tuple[Record | None, list[str]]:
     try:
         parsed = _Line.model_validate(json.loads(line))
     except ValidationError as error:
@@ -89,4 +113,4 @@ def _read_line(line: str, labels: Mapping[str, Sequence[str]]) -> tuple[Record |
     if not parsed.turns or any(not turn.text.strip() for turn in parsed.turns):
         problems.append("a conversation needs turns, and each turn text")
     conversation = Conversation(parsed.id, tuple(Turn(turn.role, turn.text) for turn in parsed.turns))
-    return (None, problems) if problems else (Record(conversation, known), [])
+    return (None, problems) if problems else (Record(conversation, known, parsed.source or stem), [])

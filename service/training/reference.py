@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from service.base_model import BaseModel
-from service.domain import Conversation, Role, Turn
-from service.engine.base import EngineAdapter, LabelLogprobs, ScoringRequest
-from service.prompt.builder import PromptBuilder
-
-DATA = Path(__file__).parents[2] / "classifiers" / "data"
+from service.engine.base import EngineAdapter, ScoringRequest
 
 
 class Reference:
@@ -53,39 +45,3 @@ class Reference:
 def key(adapter: EngineAdapter | None) -> str:
     """A name that PEFT accepts as module name."""
     return adapter.name.replace("@", "_") if adapter else "base"
-
-
-def assert_same(served: Sequence[LabelLogprobs], expected: Sequence[Sequence[float]], tolerance: float = 1e-3) -> None:
-    """Every label's probability within the tolerance, and the same label on top unless two tie within it."""
-    assert len(served) == len(expected)
-    for answer, wanted in zip(served, expected, strict=True):
-        got = [math.exp(logprob) for logprob in answer.logprobs]
-        assert max(abs(a - b) for a, b in zip(got, wanted, strict=True)) <= tolerance, (got, wanted)
-        best = max(range(len(wanted)), key=wanted.__getitem__)
-        assert got[best] >= max(got) - tolerance / 10, (got, wanted)
-
-
-def conversation_of(builder: PromptBuilder, tokens: int) -> Conversation:
-    """A conversation of ours whose turns have about `tokens` tokens, at least one."""
-    turns: list[Turn] = []
-    lines = (line for path in sorted(DATA.glob("*.jsonl")) for line in path.read_text(encoding="utf-8").splitlines())
-    for line in lines:
-        for turn in json.loads(line)["turns"]:
-            room = tokens - sum(text_tokens(builder, each.text) for each in turns)
-            words = turn["text"].split(" ")
-            while words and text_tokens(builder, " ".join(words)) > room:
-                words.pop()
-            if words:
-                turns.append(Turn(Role(turn["role"]), " ".join(words)))
-            elif turns or tokens <= 1:
-                return Conversation("", tuple(turns) or (Turn(Role.CUSTOMER, "hi"),))
-    raise AssertionError("not enough text")
-
-
-def cold(conversation: Conversation, opening: str) -> Conversation:
-    """The conversation behind an opening that no other test uses, so that no block of it is in any cache."""
-    return replace(conversation, turns=(Turn(Role.CUSTOMER, opening), *conversation.turns))
-
-
-def text_tokens(builder: PromptBuilder, text: str) -> int:
-    return len(builder.tail(text)) - len(builder.invocation_ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,14 +19,17 @@ from transformers import AutoModelForCausalLM
 
 from service.base_model import BaseModel, cache_folder
 from service.domain import Label
-from service.errors import ConfigurationError, RegistryError
+from service.errors import ConfigurationError, InvalidRequestError, RegistryError
 from service.prompt.builder import PromptBuilder
 from service.prompt.labels import prove_labels
 from service.prompt.tokenizer import PromptTokenizer
-from service.registry.manifest import Manifest, load_manifest
+from service.registry.calibration import CALIBRATION_FILE
+from service.registry.folders import say_activated
+from service.registry.manifest import AdapterChoice, Manifest, load_manifest
 from service.training.export import export_adapter
 from service.training.fan import Fan
 from service.training.loop import UNKNOWN, EpochScores, Example, Trainer, TrainingConfig
+from service.training.plain import PlainFan
 from service.training.records import Record, read_records
 
 
@@ -42,6 +45,10 @@ class Task:
     def name(self) -> str:
         return self.folder.name
 
+    @property
+    def is_plain(self) -> bool:
+        return self.manifest.adapter is AdapterChoice.PLAIN
+
     def target(self, record: Record) -> int:
         """Token id of the record's label, or UNKNOWN."""
         wanted = record.labels.get(self.name)
@@ -50,7 +57,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a training run is made of; `run` does it."""
+    """What a training run is made of; `run` does it. A plain adapter is trained alone: it has nothing to share."""
 
     base: BaseModel
     tokenizer: PromptTokenizer
@@ -62,28 +69,39 @@ class Training:
 
     def run(self) -> None:
         """Train every task at once and replace its adapter. Resumes a run with the same data and settings."""
+        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.data}
         records = read_records(self.data, {task.name: list(task.manifest.labels) for task in self.tasks})
         self._require_labels(records)
+        wanted = [record for record in records if record.split in ("train", "dev")]
+        prefixes = [self._prefix(record) for record in wanted]
         torch.manual_seed(self.config.seed)
         tails = [self.builder.tail(task.manifest.words) for task in self.tasks]
         model = AutoModelForCausalLM.from_pretrained(self.base.path, dtype=torch.float32)
-        fan = Fan(model, tails, self.config.target_modules, self.config.rank, self.config.alpha, self.config.dropout)
-        checkpoint = cache_folder() / "train" / self._digest() / "checkpoint.pt"
+        base_dtype: torch.dtype = getattr(torch, self.config.base_dtype)
+        lora = (self.config.target_modules, self.config.rank, self.config.alpha, self.config.dropout, base_dtype)
+        fan = PlainFan(model, *tails, *lora) if self.tasks[0].is_plain else Fan(model, tails, *lora)
+        checkpoint = cache_folder() / "train" / self._digest(digests) / "checkpoint.pt"
         trainer = Trainer(
             fan, [[label.token_id for label in task.labels] for task in self.tasks], self.config, checkpoint
         )
         with progress(self.console) as bars:
-            reading = bars.add_task("reading with the base model", total=len(records))
             examples: dict[str, list[Example]] = {"train": [], "dev": []}
-            for record in records:
+            reading = bars.add_task("reading with the base model", total=len(wanted))
+            for record, prefix in zip(wanted, prefixes, strict=True):
                 targets = torch.tensor([task.target(record) for task in self.tasks])
-                prefix = fan.read(self.builder.prefix(record.conversation).token_ids)
-                examples[record.split].append(Example(prefix, targets))
+                examples[record.split].append(Example(fan.read(prefix), targets))
                 bars.advance(reading)
             training = bars.add_task("training", total=self.config.epochs * len(examples["train"]))
             trainer.run(examples["train"], examples["dev"], lambda done: bars.advance(training, done), self._report)
-        self._export(fan, trainer, {split: len(of) for split, of in examples.items()})
+        self._export(fan, trainer, {split: len(of) for split, of in examples.items()}, digests)
         checkpoint.unlink(missing_ok=True)
+
+    def _prefix(self, record: Record) -> tuple[int, ...]:
+        """Token ids of a record's conversation. Raises ConfigurationError that names it when it does not fit."""
+        try:
+            return self.builder.prefix(record.conversation).token_ids
+        except InvalidRequestError as error:
+            raise ConfigurationError(f"record {record.conversation.id}: {error.message}") from error
 
     def _require_labels(self, records: Sequence[Record]) -> None:
         """Every classifier needs labelled records in both splits, or there is nothing to learn from or to choose by."""
@@ -104,7 +122,7 @@ class Training:
             f"mean of {len(self.tasks)}: training loss {train:.3f}, dev loss {dev:.3f}, dev accuracy {accuracy:.3f}"
         )
 
-    def _export(self, fan: Fan, trainer: Trainer, counts: dict[str, int]) -> None:
+    def _export(self, fan: Fan, trainer: Trainer, counts: Mapping[str, int], digests: Mapping[str, str]) -> None:
         table = Table(title="trained adapters, each at its best epoch")
         for column in ("classifier", "best epoch", "dev loss", "dev accuracy"):
             table.add_column(column, justify="left" if column == "classifier" else "right")
@@ -113,7 +131,7 @@ class Training:
             best = min(range(len(curve)), key=lambda epoch: curve[epoch]["dev_loss"])
             record = {
                 "config": asdict(self.config),
-                "data": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.data},
+                "data": dict(digests),
                 "records": counts,
                 "base": {"name": self.base.name, "identity": self.base.identity},
                 "versions": {name: version(name) for name in ("torch", "transformers", "peft")}
@@ -121,35 +139,45 @@ class Training:
                 "best_epoch": best + 1,
                 "curve": curve,
             }
-            export_adapter(fan, index, task.folder, self.config, self.base.name, self.builder.invocation_ids, record)
+            invocation = None if task.is_plain else self.builder.invocation_ids
+            export_adapter(fan, index, task.folder, self.config, self.base.name, invocation, record)
+            say_activated(task.folder)
+            (task.folder / CALIBRATION_FILE).unlink(missing_ok=True)  # it was fitted for the adapter just replaced
             table.add_row(
                 task.name, str(best + 1), f"{curve[best]['dev_loss']:.3f}", f"{curve[best]['dev_accuracy']:.3f}"
             )
         self.console.print(table)
 
-    def _digest(self) -> str:
+    def _digest(self, data: Mapping[str, str]) -> str:
         """Names the checkpoint of this run: same tasks, prompts, data, base and settings, or another checkpoint."""
         facts: list[Any] = [asdict(self.config), self.base.identity, self.builder.prompt_digest]
         facts += [[task.name, task.manifest.model_dump(mode="json")] for task in self.tasks]
-        facts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.data]
+        facts += list(data.values())
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def together(tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
+    """Tasks that are trained at once: all activated ones, and each plain one alone."""
+    activated = tuple(task for task in tasks if not task.is_plain)
+    return ([activated] if activated else []) + [(task,) for task in tasks if task.is_plain]
+
+
 def load_tasks(directory: Path, names: Sequence[str], tokenizer: PromptTokenizer) -> tuple[Task, ...]:
-    """The named classifiers, or all that want an activated adapter. Raises RegistryError with all problems."""
+    """The named classifiers, or all that want an adapter. Raises RegistryError with all problems.
+
+    A named one without an adapter gets an activated one.
+    """
     folders = [directory / name for name in names] or sorted(p.parent for p in directory.glob("*/classifier.toml"))
     tasks, problems = [], []
     for folder in folders:
         manifest, found = load_manifest(folder)
-        if manifest is not None and manifest.adapter.value == "activated":
+        if manifest is not None and (names or manifest.adapter is not AdapterChoice.NONE):
             labels, label_problems = prove_labels(tokenizer, manifest.words, manifest.labels)
             found = label_problems
             tasks.append(Task(folder, manifest, labels))
-        elif manifest is not None and names:
-            found = [f"the manifest says adapter = {manifest.adapter.value!r}; only activated adapters are trained"]
         problems += [f"{folder.name}: {problem}" for problem in found]
     if problems or not tasks:
-        raise RegistryError(problems or [f"{directory} has no classifier that wants an activated adapter"])
+        raise RegistryError(problems or [f"{directory} has no classifier that wants an adapter"])
     return tuple(tasks)
 
 

@@ -15,6 +15,8 @@ SERVICE = sources("service")
 ONLY_IN = {
     "grpc": (("grpc", "grpc_health", "grpc_reflection", "grpc_status"), ("service/api/", "service/client/")),
     "vllm": (("vllm",), ("service/engine/vllm_engine.py", "service/vllm_plugin/")),
+    "peft": (("peft",), ("service/training/",)),
+    "what reports need": (("jinja2", "matplotlib", "sklearn"), ("service/evaluation/",)),
 }
 
 KEEPS_TO = {
@@ -28,6 +30,7 @@ KEEPS_TO = {
 NOT_LOADED_BY = {
     "service.client": ("numpy", "torch", "pydantic", "tokenizers", "vllm"),
     "service.classify": ("grpc", "vllm", "torch", "service.pb", "service.api"),
+    "service.gate": ("grpc", "vllm", "torch", "service.pb", "service.api"),
     "service.settings": ("grpc", "torch", "transformers", "vllm"),
     "service.cli": ("torch", "transformers", "vllm"),
 }

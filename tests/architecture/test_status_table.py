@@ -14,7 +14,12 @@ from service.api.status import TABLE
 from service.pb.fantail.v1.error_reason_pb2 import ErrorReason
 from tests.architecture.source import sources
 
-TREES = (errors.InvalidRequestError, errors.UnknownClassifierError, errors.EngineError)
+TREES = (
+    errors.InvalidRequestError,
+    errors.UnknownClassifierError,
+    errors.ClassifierWithheldError,
+    errors.EngineError,
+)
 NOT_IN_TABLE = {"ERROR_REASON_UNSPECIFIED", "ERROR_REASON_DEFECT"}
 
 

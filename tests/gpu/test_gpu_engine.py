@@ -16,12 +16,13 @@ import torch
 
 from service.classify import scoring_request
 from service.domain import Classifier
-from service.engine.base import ScoringRequest
 from service.engine.hardware import choose, detect_hardware
 from service.engine.vllm_engine import VllmConfig, VllmEngine, start_vllm
 from service.start import Prompting
+from service.training.reference import Reference
+from tests.vllm.comparing import assert_same, cold, conversation_of
 from tests.vllm.conftest import *  # noqa: F403  (the fixtures of the CPU engine's tests)
-from tests.vllm.reference import Reference, assert_same, cold, conversation_of
+from tests.vllm.parity import Expected, assert_parity
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,11 +41,9 @@ async def gpu_engine(engine_config: VllmConfig) -> AsyncIterator[VllmEngine]:
         yield engine
 
 
-async def test_adapters_answer_as_peft_does(
-    gpu_engine: VllmEngine, fan_outs: list[list[ScoringRequest]], expected: list[list[list[float]]]
-) -> None:
-    for requests, wanted in zip(fan_outs, expected, strict=True):
-        assert_same(await asyncio.gather(*map(gpu_engine.score, requests)), wanted, BFLOAT16_TOLERANCE)
+async def test_adapters_answer_as_peft_does(gpu_engine: VllmEngine, fan_outs: list[Expected]) -> None:
+    for fan_out in fan_outs:
+        await assert_parity(gpu_engine, fan_out, BFLOAT16_TOLERANCE)
 
 
 async def test_base_plain_and_activated_requests_share_a_batch(

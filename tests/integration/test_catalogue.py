@@ -34,6 +34,7 @@ def _expected(name: str, registry: Registry) -> pb.Classifier:
         adapter_kind=KINDS[name],
         revision=registry.classifiers[name].revision,
         tail_tokens=len(registry.classifiers[name].tail_ids),
+        state=pb.SERVING_STATE_SERVING,
     )
 
 

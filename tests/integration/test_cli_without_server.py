@@ -114,5 +114,7 @@ def test_a_base_that_is_not_there_is_told_with_its_setting(fantail: Fantail, mod
 def test_help_names_every_command(fantail: Fantail) -> None:
     ended = fantail("--help")
     assert ended.code == 0
-    for command in ("serve", "check", "settings", "classify", "train", "base", "demo"):
+    serving = ("serve", "check", "settings", "classify", "base", "demo")
+    making = ("new", "import", "train", "probes", "calibrate", "evaluate", "gate")
+    for command in (*serving, *making):
         assert f" {command} " in ended.out

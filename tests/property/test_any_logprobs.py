@@ -48,7 +48,7 @@ def test_the_distribution_does_not_depend_on_the_mass(logprobs: list[float], shi
 @given(logprobs=LOGPROBS, least=st.floats(0.0, 1.0))
 def test_the_decision_is_the_most_probable_label(logprobs: list[float], least: float) -> None:
     distribution = label_distribution(logprobs)
-    decision = decide(distribution, least)
+    decision = decide(distribution.probabilities, distribution.mass, least)
     assert decision.confidence == max(distribution.probabilities) == distribution.probabilities[decision.index]
     assert decision.confidence >= 1 / len(logprobs) - 1e-12
     assert (decision.abstain_reason is not None) == (distribution.mass < least)

@@ -10,7 +10,7 @@ import pytest
 
 from service.domain import Role, Turn
 from service.errors import ConfigurationError
-from service.training.records import read_records, split_of
+from service.training.records import SHARES, read_records, split_of
 
 LABELS = {"refund": ["yes", "no"], "topic": ["billing", "other"]}
 
@@ -66,6 +66,19 @@ def test_a_label_that_is_not_given_stays_unknown(file: Path) -> None:
 def test_a_record_may_have_no_labels(file: Path) -> None:
     file.write_text(line(labels={}))
     assert read_records([file], LABELS)[0].labels == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "source"),
+    [
+        pytest.param({}, "bank", id="not said"),
+        pytest.param({"source": ""}, "bank", id="empty"),
+        pytest.param({"source": "phone calls"}, "phone calls", id="its own word"),
+    ],
+)
+def test_a_record_says_its_source_or_its_files_name(file: Path, changes: dict[str, str], source: str) -> None:
+    file.write_text(line(**changes))
+    assert read_records([file], LABELS)[0].source == source
 
 
 def test_labels_of_other_classifiers_are_left_out(file: Path) -> None:
@@ -128,15 +141,21 @@ def test_a_refusal_does_not_repeat_the_conversation(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("record_id", "split"), [("assist-001", "dev"), ("assist-002", "train"), ("assist-009", "dev"), ("", "dev")]
+    ("record_id", "split"),
+    [("assist-010", "dev"), ("assist-014", "calibration"), ("assist-004", "test"), ("", "train")],
 )
 def test_the_split_of_an_id_never_changes(record_id: str, split: str) -> None:
     assert split_of(record_id) == split
 
 
-def test_about_fifteen_percent_are_held_out() -> None:
-    held_out = sum(split_of(f"record-{number}") == "dev" for number in range(10_000))
-    assert 1400 < held_out < 1600
+@pytest.mark.parametrize(("split", "share"), [("train", 55), ("dev", 10), ("calibration", 15), ("test", 20)])
+def test_each_split_gets_about_its_share(split: str, share: int) -> None:
+    found = sum(split_of(f"record-{number}") == split for number in range(10_000))
+    assert found / 100 == pytest.approx(share, abs=1)
+
+
+def test_the_shares_add_up() -> None:
+    assert sum(share for _, share in SHARES) == 100
 
 
 def test_the_split_of_a_record_does_not_depend_on_its_text_or_neighbours(file: Path) -> None:
@@ -145,4 +164,4 @@ def test_the_split_of_a_record_does_not_depend_on_its_text_or_neighbours(file: P
     alone = {record.conversation.id: record.split for record in read_records([file], LABELS)}
     file.write_text("\n".join(line(each, turns=[turn("other words")], labels={}) for each in ids[::3]))
     assert {r.conversation.id: r.split for r in read_records([file], LABELS)} == {i: alone[i] for i in ids[::3]}
-    assert set(alone.values()) == {"train", "dev"}
+    assert set(alone.values()) == {"train", "dev", "calibration", "test"}

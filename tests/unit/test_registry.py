@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from service.domain import AdapterKind, Label
-from service.errors import RegistryError, UnknownClassifierError
+from service.errors import ClassifierWithheldError, RegistryError, UnknownClassifierError
 from service.prompt.tokenizer import PromptTokenizer
 from service.registry.adapter import adapter_digest
 from service.registry.registry import Registry, RegistryLoader
@@ -82,6 +82,28 @@ def test_an_unknown_name_is_quoted_up_to_64_characters(registry: Registry) -> No
 def test_the_registry_cannot_be_changed(registry: Registry) -> None:
     with pytest.raises(TypeError):
         registry.classifiers["x"] = registry.get("refund")  # type: ignore[index]
+
+
+def test_a_withheld_classifier_is_there_and_not_served(registry: Registry) -> None:
+    registry = registry.without({"refund": "It is off."})
+    assert registry.get("refund").name == "refund"
+    with pytest.raises(ClassifierWithheldError) as caught:
+        registry.serving("refund")
+    assert caught.value.metadata == {"classifier": "refund"}
+
+
+def test_withholding_one_leaves_the_others_served(registry: Registry) -> None:
+    assert registry.without({"refund": "It is off."}).serving("fraud") == registry.get("fraud")
+
+
+def test_an_unknown_name_is_not_served_either(registry: Registry) -> None:
+    with pytest.raises(UnknownClassifierError):
+        registry.without({"refunds": "It is off."}).serving("refunds")
+
+
+def test_of_several_reasons_to_withhold_the_first_stays(registry: Registry) -> None:
+    twice = registry.without({"refund": "First."}).without({"refund": "Second.", "topic": "Third."})
+    assert twice.withheld == {"refund": "First.", "topic": "Third."}
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f2"])

@@ -99,7 +99,8 @@ MANIFESTS = {
     "bad TOML": said("classifier.toml is not valid TOML: ", then=write("classifier.toml", b"words = ")),
     "not UTF-8": said("classifier.toml is not valid TOML: ", then=write("classifier.toml", b'words = "\xff"')),
     "unknown key": manifest(
-        "classifier.toml: word: unknown key (known keys: description, words, adapter, labels, min_label_mass)", word="x"
+        "classifier.toml: word: unknown key (known keys: description, words, adapter, labels, min_label_mass, targets)",
+        word="x",
     ),
     "description missing": manifest("classifier.toml: description: Field required", description=ABSENT),
     "words missing": manifest("classifier.toml: words: Field required", words=ABSENT),

@@ -10,12 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from service.domain import Calibration, Probe
 from service.engine.base import engine_adapter
 from service.prompt.builder import PromptBuilder
 from service.prompt.format import PromptFormat
 from service.prompt.tokenizer import PromptTokenizer
+from service.registry.calibration import CALIBRATION_FILE, write_calibration
+from service.registry.probes import write_probes
 from service.registry.registry import RegistryLoader
 from tests.conftest import CONTEXT_TOKENS
+from tests.support import talk
+
+LABELS = ("yes", "no")
 
 
 @pytest.fixture
@@ -58,6 +64,42 @@ def test_a_file_that_decides_nothing_leaves_the_revision(loader: RegistryLoader,
     (directory / "refund/CARD.md").write_text("# a card")
     (directory / "refund/adapter/README.md").write_text("# by PEFT")
     assert revision(loader, directory) == before
+
+
+def test_probes_leave_the_revision(loader: RegistryLoader, directory: Path) -> None:
+    before = revision(loader, directory)
+    write_probes(directory / "refund", LABELS, [Probe(talk("money back"), (0.75, 0.125))])
+    assert revision(loader, directory) == before
+
+
+def test_a_calibration_changes_the_revision_and_not_the_engines_name(loader: RegistryLoader, directory: Path) -> None:
+    before, name = revision(loader, directory), engine_name(loader, directory)
+    write_calibration(directory / "refund", LABELS, Calibration(1.0, (0.0, 0.0), (0.0, 0.0)), "0" * 64, {})
+    assert revision(loader, directory) != before
+    assert engine_name(loader, directory) == name
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param('"scale": 1.0', '"scale": 1.5', id="scale"),
+        pytest.param('"no": 0.0', '"no": 0.5', id="bias"),
+        pytest.param('"thresholds": {}', '"thresholds": {"yes": 0.5}', id="threshold"),
+        pytest.param('"records": 200', '"records": 201', id="what it was fitted on"),
+        pytest.param("{", "{ ", id="a blank"),
+    ],
+)
+def test_any_byte_of_the_calibration_changes_the_revision(
+    loader: RegistryLoader, directory: Path, old: str, new: str
+) -> None:
+    calibration = Calibration(1.0, (0.0, 0.0), (0.0, 0.0))
+    write_calibration(directory / "refund", LABELS, calibration, "0" * 64, {"records": 200})
+    before = revision(loader, directory)
+    path = directory / "refund" / CALIBRATION_FILE
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    assert revision(loader, directory) != before
 
 
 @pytest.mark.parametrize("position", [-1, -100_000, -552_960], ids=["last byte", "in the middle", "first weight"])

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from service.scoring.decision import LABEL_MASS_TOO_LOW, Decision, decide
-from service.scoring.distribution import LabelDistribution, label_distribution
+from service.scoring.decision import BELOW_THRESHOLD, LABEL_MASS_TOO_LOW, Decision, decide
+from service.scoring.distribution import label_distribution
 
 INF = math.inf
 
@@ -93,7 +93,7 @@ def test_the_result_holds_python_numbers() -> None:
     ],
 )
 def test_the_most_probable_label_is_chosen(probabilities: tuple[float, ...], index: int) -> None:
-    assert decide(LabelDistribution(probabilities, 0.9), 0.5) == Decision(index, probabilities[index], None)
+    assert decide(probabilities, 0.9, 0.5) == Decision(index, probabilities[index], None)
 
 
 @pytest.mark.parametrize(
@@ -108,4 +108,25 @@ def test_the_most_probable_label_is_chosen(probabilities: tuple[float, ...], ind
     ],
 )
 def test_a_low_mass_abstains_and_still_names_the_label(mass: float, least: float, reason: str | None) -> None:
-    assert decide(LabelDistribution((0.3, 0.7), mass), least) == Decision(1, 0.7, reason)
+    assert decide((0.3, 0.7), mass, least) == Decision(1, 0.7, reason)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "threshold", "reason"),
+    [
+        pytest.param(0.6, 0.601, BELOW_THRESHOLD, id="below"),
+        pytest.param(0.6, 0.6, None, id="at the threshold"),
+        pytest.param(0.6, 0.599, None, id="above"),
+        pytest.param(1.0, 0.999999, None, id="sure, and less than 1 asked"),
+        pytest.param(1.0, 1.0, BELOW_THRESHOLD, id="sure, and never to be acted on"),
+        pytest.param(0.999, 1.0, BELOW_THRESHOLD, id="nearly sure, and never to be acted on"),
+    ],
+)
+def test_the_chosen_labels_threshold_decides_and_1_means_never(
+    confidence: float, threshold: float, reason: str | None
+) -> None:
+    assert decide((1 - confidence, confidence), 0.9, 0.5, (0.0, threshold)) == Decision(1, confidence, reason)
+
+
+def test_a_threshold_of_1_binds_only_its_own_label() -> None:
+    assert decide((0.0, 1.0), 0.9, 0.5, (1.0, 0.0)).abstain_reason is None

@@ -11,17 +11,20 @@ import pytest_asyncio
 
 from service.classify import scoring_request
 from service.domain import AdapterKind, Classifier, Conversation, Role, Turn
-from service.engine.base import EngineAdapter, ScoringRequest, engine_adapter
+from service.engine.base import EngineAdapter, engine_adapter
 from service.engine.hardware import choose, detect_hardware
 from service.engine.vllm_engine import VllmConfig, VllmEngine, start_vllm
-from service.registry.registry import Registry
+from service.registry.registry import Registry, RegistryLoader
 from service.settings import Settings
 from service.start import Prompting, load_prompting, load_registry
+from service.training.reference import Reference
 from tests.vllm.adapters import random_adapter
-from tests.vllm.reference import Reference, conversation_of
+from tests.vllm.comparing import conversation_of
+from tests.vllm.faults import plant
+from tests.vllm.parity import Expected
 
 ROOT = Path(__file__).parents[2]
-LENGTHS = (1, 20, 60, 120, 250, 400, 700, 1000)
+LENGTHS = (1, 8, 20, 40, 80, 160, 320, 1000)
 
 
 @pytest.fixture(scope="session")
@@ -78,37 +81,30 @@ def reference(prompting: Prompting, adapters: tuple[EngineAdapter, ...]) -> Refe
 
 
 @pytest.fixture(scope="session")
-def fan_outs(prompting: Prompting, classifiers: tuple[Classifier, ...]) -> list[list[ScoringRequest]]:
-    """For conversations of 1 to 1,000 tokens, one request per classifier."""
-    prefixes = [prompting.builder.prefix(conversation_of(prompting.builder, length)) for length in LENGTHS]
-    return [[scoring_request(prefix, classifier) for classifier in classifiers] for prefix in prefixes]
+def fan_outs(prompting: Prompting, classifiers: tuple[Classifier, ...], reference: Reference) -> list[Expected]:
+    """For conversations of 1 to 1,000 tokens, one request per classifier, each with PEFT's answer."""
+    made = []
+    for length in LENGTHS:
+        prefix = prompting.builder.prefix(conversation_of(prompting.builder, length))
+        requests = [scoring_request(prefix, classifier) for classifier in classifiers]
+        made.append(Expected(requests, dict(enumerate(reference.probabilities(requests)))))
+    return made
 
 
 @pytest.fixture(scope="session")
-def expected(reference: Reference, fan_outs: list[list[ScoringRequest]]) -> list[list[list[float]]]:
-    """PEFT's probabilities for `fan_outs`."""
-    return [reference.probabilities(requests) for requests in fan_outs]
-
-
-@pytest.fixture(scope="session")
-def crowd(prompting: Prompting, classifiers: tuple[Classifier, ...]) -> list[ScoringRequest]:
-    """Fan-outs of 32 different conversations."""
+def crowd(prompting: Prompting, classifiers: tuple[Classifier, ...], reference: Reference) -> Expected:
+    """Fan-outs of 32 different conversations; a quarter of the answers are compared, of other adapters each time."""
     things = ["parcel", "lamp", "sofa", "phone", "ticket", "refund", "book", "card"] * 4
     texts = [f"order {n} is late, where is my {thing}?" for n, thing in enumerate(things)]
-    conversations = [Conversation("", (Turn(Role.CUSTOMER, text),)) for text in texts]
-    prefixes = [prompting.builder.prefix(conversation) for conversation in conversations]
+    prefixes = [prompting.builder.prefix(Conversation("", (Turn(Role.CUSTOMER, text),))) for text in texts]
     assert len({prefix.token_ids for prefix in prefixes}) == 32
-    return [scoring_request(prefix, classifier) for prefix in prefixes for classifier in classifiers]
-
-
-@pytest.fixture(scope="session")
-def crowd_expected(reference: Reference, crowd: list[ScoringRequest]) -> list[list[float]]:
-    """PEFT's probabilities for `crowd`."""
-    return reference.probabilities(crowd)
+    requests = [scoring_request(prefix, classifier) for prefix in prefixes for classifier in classifiers]
+    compared = [place for place in range(len(requests)) if (place + place // len(classifiers)) % 4 == 0]
+    answers = reference.probabilities([requests[place] for place in compared])
+    return Expected(requests, dict(zip(compared, answers, strict=True)))
 
 
 VARIANTS = {
-    "default": {},
     "prefix cache off": {"prefix_caching": False},
     "chunked prefill": {"step_tokens": 96, "concurrent_sequences": 48},
     "fewer slots than adapters": {"slots": 5},
@@ -128,7 +124,21 @@ async def variant_engine(request: pytest.FixtureRequest, engine_config: VllmConf
         yield engine
 
 
+@pytest.fixture(scope="session")
+def faulty(prompting: Prompting, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """A shipped classifier as it is, and under its fault's name a copy of it with each planted fault."""
+    directory = tmp_path_factory.mktemp("faults") / "classifiers"
+    directory.mkdir()
+    plant(ROOT / "classifiers", directory)
+    return RegistryLoader(prompting.base, prompting.tokenizer, prompting.builder).load(directory)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(engine_config: VllmConfig) -> AsyncIterator[VllmEngine]:
-    async with start_vllm(engine_config) as engine:
+async def engine(engine_config: VllmConfig, faulty: Registry) -> AsyncIterator[VllmEngine]:
+    """The engine with default settings, which also has the faulty adapters."""
+    harmed = tuple(filter(None, map(engine_adapter, faulty.select(()))))
+    known = {adapter.name for adapter in engine_config.adapters}
+    planted = tuple(adapter for adapter in harmed if adapter.name not in known)
+    config = replace(engine_config, adapters=(*engine_config.adapters, *planted))
+    async with start_vllm(config) as engine:
         yield engine

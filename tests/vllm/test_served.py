@@ -18,8 +18,8 @@ from grpc import StatusCode
 from service.client import FantailClient, RpcError, Turns
 from service.registry.registry import Registry
 from service.start import Prompting
+from tests.vllm.comparing import conversation_of
 from tests.vllm.conftest import ROOT
-from tests.vllm.reference import conversation_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

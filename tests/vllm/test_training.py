@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
-from service.classify import scoring_request
+from service.cli import app
 from service.domain import AdapterKind, Classifier
-from service.engine.base import engine_adapter
 from service.registry.adapter import load_adapter
+from service.registry.registry import RegistryLoader
 from service.start import Prompting
 from service.training.export import export_adapter
 from service.training.fan import Fan
 from service.training.loop import Example, Trainer, TrainingConfig
-from tests.vllm.reference import Reference, conversation_of
+from service.training.plain import PlainFan
+from service.training.probes import PROBES
+from tests.vllm.comparing import conversation_of
+from tests.vllm.conftest import ROOT, Strangers
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -94,15 +99,44 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(prompting: Prom
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole, resumed, strict=True))
 
 
-def test_every_shipped_adapter_differs_from_the_base_model(
-    prompting: Prompting, classifiers: tuple[Classifier, ...], reference: Reference
+def test_a_plain_adapter_answers_as_in_peft(prompting: Prompting, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    base = prompting.base
+    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
+    tail = prompting.builder.tail("human?")
+    fan = PlainFan(model, tail, CONFIG.target_modules, CONFIG.rank, CONFIG.alpha)
+    both = prefixes(prompting, 30, 100)
+    with torch.no_grad():
+        for layer in fan.layers.values():
+            layer.b.normal_(std=0.05)
+        answers = fan([fan.read(prefix) for prefix in both])[:, 0]
+    export_adapter(fan, 0, tmp_path, CONFIG, base.name, None, record={"curve": []})
+    adapter, problems = load_adapter(tmp_path / "adapter", AdapterKind.PLAIN, base, prompting.builder.invocation_ids)
+    assert adapter is not None, problems
+    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
+    alone = PeftModel.from_pretrained(model, adapter.path)
+    for answer, prefix in zip(answers, both, strict=True):
+        with torch.no_grad():
+            wanted = alone(input_ids=torch.tensor([prefix + tail])).logits[0, -1]
+        assert torch.allclose(answer.softmax(-1), wanted.softmax(-1), atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["plain", "activated"])
+def test_an_imported_adapter_becomes_a_servable_folder_with_probes(
+    prompting: Prompting, strangers: Strangers, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prefix = prompting.builder.prefix(conversation_of(prompting.builder, 200))
-    requests = [scoring_request(prefix, classifier) for classifier in classifiers]
-    answers = reference.probabilities(requests)
-    for classifier, answer in zip(classifiers, answers, strict=True):
-        assert engine_adapter(classifier) is not None
-        assert sum(answer) > 0.5, f"{classifier.name}: the labels hold {sum(answer):.3f} of the probability"
+    shutil.copy(ROOT / "classifiers" / "prompt.toml", tmp_path)
+    monkeypatch.setenv("FANTAIL_CLASSIFIERS", str(tmp_path))
+    folder = getattr(strangers, kind).adapter.path
+    options = ["--description", "Whether it helped.", "--words", "helped?", "--label", "yes", "--label", "no"]
+    data = ROOT / "classifiers" / "data" / "bank.jsonl"
+    done = CliRunner().invoke(app, ["import", str(folder), "helped", *options, "--data", str(data)])
+    assert done.exit_code == 0, done.output
+    loader = RegistryLoader(prompting.base, prompting.tokenizer, prompting.builder)
+    classifier = loader.load(tmp_path).get("helped")
+    assert classifier.adapter is not None
+    assert classifier.adapter.kind == kind
+    assert len(classifier.probes) == PROBES
 
 
 def test_all_shipped_adapters_together_stay_under_60_megabytes(classifiers: tuple[Classifier, ...]) -> None:

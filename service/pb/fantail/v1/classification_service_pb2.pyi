@@ -60,6 +60,8 @@ class _AbstainReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Abstain
     """It did not."""
     ABSTAIN_REASON_LABEL_MASS_TOO_LOW: _AbstainReason.ValueType  # 1
     """The label mass is below the classifier's bound: the model wanted to say something that is no label."""
+    ABSTAIN_REASON_BELOW_THRESHOLD: _AbstainReason.ValueType  # 2
+    """The confidence is below the threshold that this label has; Classifier.thresholds lists them."""
 
 class AbstainReason(_AbstainReason, metaclass=_AbstainReasonEnumTypeWrapper):
     """Why a classifier abstained."""
@@ -68,6 +70,8 @@ ABSTAIN_REASON_UNSPECIFIED: AbstainReason.ValueType  # 0
 """It did not."""
 ABSTAIN_REASON_LABEL_MASS_TOO_LOW: AbstainReason.ValueType  # 1
 """The label mass is below the classifier's bound: the model wanted to say something that is no label."""
+ABSTAIN_REASON_BELOW_THRESHOLD: AbstainReason.ValueType  # 2
+"""The confidence is below the threshold that this label has; Classifier.thresholds lists them."""
 Global___AbstainReason: _TypeAlias = AbstainReason  # noqa: Y015
 
 @_typing.final
@@ -204,7 +208,7 @@ class FanOutRequest(_message.Message):
 
     @_builtins.property
     def classifiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the classifiers to ask, none twice. Empty means all that are served."""
+        """Names of the classifiers to ask, none twice. Empty means all; one that is withheld gives a status."""
 
     def __init__(
         self,
@@ -313,7 +317,7 @@ class Classification(_message.Message):
     label: _builtins.str
     """The most probable label."""
     confidence: _builtins.float
-    """Probability of `label`, in [0, 1]: its entry of `scores`."""
+    """Calibrated probability of `label`, in [0, 1]: its entry of `scores`."""
     label_mass: _builtins.float
     """Total probability, in [0, 1], that the model gave to the label tokens before they were weighed against
     each other. Low mass means that it wanted to say something else.
@@ -323,7 +327,9 @@ class Classification(_message.Message):
     abstain_reason: Global___AbstainReason.ValueType
     """Why the classifier abstained; ABSTAIN_REASON_UNSPECIFIED when it did not."""
     revision: _builtins.str
-    """Digest of what answered: adapter, manifest, prompt format and base model. Equal revisions answer alike."""
+    """Digest of what answered: adapter, manifest, calibration, prompt format and base model. Equal revisions
+    answer alike.
+    """
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelScore]:
         """Every label of the classifier in its own order, with its probability; they sum to 1."""
@@ -366,19 +372,23 @@ class LabelScore(_message.Message):
 
     LABEL_FIELD_NUMBER: _builtins.int
     PROBABILITY_FIELD_NUMBER: _builtins.int
+    RAW_PROBABILITY_FIELD_NUMBER: _builtins.int
     label: _builtins.str
     """The label."""
     probability: _builtins.float
-    """Its probability among the classifier's labels, in [0, 1]."""
+    """Its calibrated probability among the classifier's labels, in [0, 1]."""
+    raw_probability: _builtins.float
+    """The same before calibration: what the model itself says. They sum to 1 too."""
     def __init__(
         self,
         *,
         label: _builtins.str = ...,
         probability: _builtins.float = ...,
+        raw_probability: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "probability", b"probability"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "probability", b"probability", "raw_probability", b"raw_probability"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -504,7 +514,7 @@ class ListClassifiersResponse(_message.Message):
     CLASSIFIERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def classifiers(self) -> _containers.RepeatedCompositeFieldContainer[_classifier_pb2.Classifier]:
-        """All classifiers served here, ordered by name."""
+        """All classifiers of this server, those withheld included, ordered by name."""
 
     def __init__(
         self,

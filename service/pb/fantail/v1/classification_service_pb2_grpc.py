@@ -84,7 +84,7 @@ class ClassificationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListClassifiers(self, request, context):
-        """Lists the classifiers served here, ordered by name.
+        """Lists the classifiers of this server, those withheld included, ordered by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,7 +43,7 @@ class ClassificationServiceStub:
     FanOut: _grpc.UnaryUnaryMultiCallable[_classification_service_pb2.FanOutRequest, _classification_service_pb2.FanOutResponse]
     """Asks many classifiers about one conversation, which is read once for all of them."""
     ListClassifiers: _grpc.UnaryUnaryMultiCallable[_classification_service_pb2.ListClassifiersRequest, _classification_service_pb2.ListClassifiersResponse]
-    """Lists the classifiers served here, ordered by name."""
+    """Lists the classifiers of this server, those withheld included, ordered by name."""
     GetClassifier: _grpc.UnaryUnaryMultiCallable[_classification_service_pb2.GetClassifierRequest, _classification_service_pb2.GetClassifierResponse]
     """Describes one classifier."""
 
@@ -62,7 +62,7 @@ class ClassificationServiceAsyncStub(ClassificationServiceStub):
     FanOut: _aio.UnaryUnaryMultiCallable[_classification_service_pb2.FanOutRequest, _classification_service_pb2.FanOutResponse]  # type: ignore[assignment]
     """Asks many classifiers about one conversation, which is read once for all of them."""
     ListClassifiers: _aio.UnaryUnaryMultiCallable[_classification_service_pb2.ListClassifiersRequest, _classification_service_pb2.ListClassifiersResponse]  # type: ignore[assignment]
-    """Lists the classifiers served here, ordered by name."""
+    """Lists the classifiers of this server, those withheld included, ordered by name."""
     GetClassifier: _aio.UnaryUnaryMultiCallable[_classification_service_pb2.GetClassifierRequest, _classification_service_pb2.GetClassifierResponse]  # type: ignore[assignment]
     """Describes one classifier."""
 
@@ -96,7 +96,7 @@ class ClassificationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _classification_service_pb2.ListClassifiersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_classification_service_pb2.ListClassifiersResponse, _abc.Awaitable[_classification_service_pb2.ListClassifiersResponse]]:
-        """Lists the classifiers served here, ordered by name."""
+        """Lists the classifiers of this server, those withheld included, ordered by name."""
 
     @_abc_1.abstractmethod
     def GetClassifier(

@@ -19,6 +19,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ServingState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ServingStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServingState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SERVING_STATE_UNSPECIFIED: _ServingState.ValueType  # 0
+    """Not said."""
+    SERVING_STATE_SERVING: _ServingState.ValueType  # 1
+    """It passed its gate and answers."""
+    SERVING_STATE_WITHHELD: _ServingState.ValueType  # 2
+    """It did not pass its gate; asking it gives ERROR_REASON_CLASSIFIER_WITHHELD."""
+
+class ServingState(_ServingState, metaclass=_ServingStateEnumTypeWrapper):
+    """Whether a classifier is asked."""
+
+SERVING_STATE_UNSPECIFIED: ServingState.ValueType  # 0
+"""Not said."""
+SERVING_STATE_SERVING: ServingState.ValueType  # 1
+"""It passed its gate and answers."""
+SERVING_STATE_WITHHELD: ServingState.ValueType  # 2
+"""It did not pass its gate; asking it gives ERROR_REASON_CLASSIFIER_WITHHELD."""
+Global___ServingState: _TypeAlias = ServingState  # noqa: Y015
+
 class _AdapterKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -59,6 +83,10 @@ class Classifier(_message.Message):
     ADAPTER_KIND_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     TAIL_TOKENS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    WITHHELD_BECAUSE_FIELD_NUMBER: _builtins.int
+    CALIBRATED_FIELD_NUMBER: _builtins.int
+    THRESHOLDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, unique on a server: 1 to 64 of a-z, 0-9 and _, starting with a letter."""
     description: _builtins.str
@@ -66,12 +94,22 @@ class Classifier(_message.Message):
     adapter_kind: Global___AdapterKind.ValueType
     """What answers."""
     revision: _builtins.str
-    """Digest of what answers: adapter, manifest, prompt format and base model."""
+    """Digest of what answers: adapter, manifest, calibration, prompt format and base model."""
     tail_tokens: _builtins.int
     """Tokens that asking it adds to a conversation that is already read."""
+    state: Global___ServingState.ValueType
+    """Whether it is asked."""
+    withheld_because: _builtins.str
+    """Why it is not asked, for people; empty when it is."""
+    calibrated: _builtins.bool
+    """Whether its probabilities are calibrated. If not, they are given as the model has them."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Its labels, in the order in which scores are listed."""
+
+    @_builtins.property
+    def thresholds(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelThreshold]:
+        """Labels that are acted on only from a probability on, in the order of `labels`; those without one are left out."""
 
     def __init__(
         self,
@@ -82,11 +120,41 @@ class Classifier(_message.Message):
         adapter_kind: Global___AdapterKind.ValueType = ...,
         revision: _builtins.str = ...,
         tail_tokens: _builtins.int = ...,
+        state: Global___ServingState.ValueType = ...,
+        withheld_because: _builtins.str = ...,
+        calibrated: _builtins.bool = ...,
+        thresholds: _abc.Iterable[Global___LabelThreshold] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_kind", b"adapter_kind", "description", b"description", "labels", b"labels", "name", b"name", "revision", b"revision", "tail_tokens", b"tail_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_kind", b"adapter_kind", "calibrated", b"calibrated", "description", b"description", "labels", b"labels", "name", b"name", "revision", b"revision", "state", b"state", "tail_tokens", b"tail_tokens", "thresholds", b"thresholds", "withheld_because", b"withheld_because"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Classifier: _TypeAlias = Classifier  # noqa: Y015
+
+@_typing.final
+class LabelThreshold(_message.Message):
+    """From which probability on a label is acted on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """The label."""
+    probability: _builtins.float
+    """Calibrated probability, in (0, 1], below which an answer with this label is marked abstained."""
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        probability: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "probability", b"probability"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelThreshold: _TypeAlias = LabelThreshold  # noqa: Y015

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x61ntail/v1/error_reason.proto\x12\nfantail.v1*\xef\x03\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12#\n\x1f\x45RROR_REASON_CONVERSATION_EMPTY\x10\x01\x12\x1d\n\x19\x45RROR_REASON_ROLE_MISSING\x10\x02\x12\x1d\n\x19\x45RROR_REASON_TEXT_MISSING\x10\x03\x12\x1e\n\x1a\x45RROR_REASON_TURN_TOO_LONG\x10\x04\x12&\n\"ERROR_REASON_CONVERSATION_TOO_LONG\x10\x05\x12(\n$ERROR_REASON_CLASSIFIER_NAME_MISSING\x10\x06\x12&\n\"ERROR_REASON_CLASSIFIER_DUPLICATED\x10\x07\x12#\n\x1f\x45RROR_REASON_CLASSIFIER_UNKNOWN\x10\x08\x12\x1e\n\x1a\x45RROR_REASON_ENGINE_FAILED\x10\t\x12\x1c\n\x18\x45RROR_REASON_ENGINE_DEAD\x10\n\x12\x17\n\x13\x45RROR_REASON_DEFECT\x10\x0b\x12%\n!ERROR_REASON_CLASSIFIERS_TOO_MANY\x10\x0c\x12\"\n\x1e\x45RROR_REASON_REQUEST_MALFORMED\x10\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x61ntail/v1/error_reason.proto\x12\nfantail.v1*\x95\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12#\n\x1f\x45RROR_REASON_CONVERSATION_EMPTY\x10\x01\x12\x1d\n\x19\x45RROR_REASON_ROLE_MISSING\x10\x02\x12\x1d\n\x19\x45RROR_REASON_TEXT_MISSING\x10\x03\x12\x1e\n\x1a\x45RROR_REASON_TURN_TOO_LONG\x10\x04\x12&\n\"ERROR_REASON_CONVERSATION_TOO_LONG\x10\x05\x12(\n$ERROR_REASON_CLASSIFIER_NAME_MISSING\x10\x06\x12&\n\"ERROR_REASON_CLASSIFIER_DUPLICATED\x10\x07\x12#\n\x1f\x45RROR_REASON_CLASSIFIER_UNKNOWN\x10\x08\x12\x1e\n\x1a\x45RROR_REASON_ENGINE_FAILED\x10\t\x12\x1c\n\x18\x45RROR_REASON_ENGINE_DEAD\x10\n\x12\x17\n\x13\x45RROR_REASON_DEFECT\x10\x0b\x12%\n!ERROR_REASON_CLASSIFIERS_TOO_MANY\x10\x0c\x12\"\n\x1e\x45RROR_REASON_REQUEST_MALFORMED\x10\r\x12$\n ERROR_REASON_CLASSIFIER_WITHHELD\x10\x0e\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fantail.v1.error_reason_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=46
-  _globals['_ERRORREASON']._serialized_end=541
+  _globals['_ERRORREASON']._serialized_end=579
 # @@protoc_insertion_point(module_scope)

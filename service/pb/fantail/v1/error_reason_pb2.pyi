@@ -98,6 +98,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Example: {"reason": "ERROR_REASON_REQUEST_MALFORMED", "domain": "fantail.v1"} with INVALID_ARGUMENT
     """
+    ERROR_REASON_CLASSIFIER_WITHHELD: _ErrorReason.ValueType  # 14
+    """The classifier is here and is not served, because the engine did not reproduce its reference answers or its
+    folder is not in order; GetClassifier says why. In a fan-out it is the status of that one result. Repeating the
+    call does not help until its folder is mended.
+
+    Example: {"reason": "ERROR_REASON_CLASSIFIER_WITHHELD", "domain": "fantail.v1",
+              "metadata": {"classifier": "topic"}} with FAILED_PRECONDITION
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason in google.rpc.ErrorInfo, whose domain is "fantail.v1". Reasons are added, never reused."""
@@ -177,5 +185,13 @@ ERROR_REASON_REQUEST_MALFORMED: ErrorReason.ValueType  # 13
 """The request's bytes are not the message that the method takes.
 
 Example: {"reason": "ERROR_REASON_REQUEST_MALFORMED", "domain": "fantail.v1"} with INVALID_ARGUMENT
+"""
+ERROR_REASON_CLASSIFIER_WITHHELD: ErrorReason.ValueType  # 14
+"""The classifier is here and is not served, because the engine did not reproduce its reference answers or its
+folder is not in order; GetClassifier says why. In a fan-out it is the status of that one result. Repeating the
+call does not help until its folder is mended.
+
+Example: {"reason": "ERROR_REASON_CLASSIFIER_WITHHELD", "domain": "fantail.v1",
+          "metadata": {"classifier": "topic"}} with FAILED_PRECONDITION
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

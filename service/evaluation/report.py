@@ -1,0 +1,226 @@
+"""Predictions to measures by source and slice, and those to JSON and one self-contained HTML page with plots."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.domain import Conversation, Role
+from service.evaluation.measures import Measures, confusion, measure, reliability
+from service.evaluation.predictions import Predictions, Systems
+from service.training.records import Record
+
+OURS = "fantail"
+ALL = "all"
+WORST = 5
+"""Mistakes shown of each classifier, the most confident first."""
+
+SLICE_RESAMPLES = 200
+SHORT_TURNS, LONG_TURNS = 2, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """A record answered wrongly, to read."""
+
+    id: str
+    gold: str
+    label: str
+    confidence: float
+    conversation: Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierReport:
+    """`by_system`: measures on all records, ours first; `by_slice`: ours on parts of them."""
+
+    name: str
+    labels: tuple[str, ...]
+    revision: str
+    by_system: Mapping[str, Measures]
+    by_slice: Mapping[str, Measures]
+    predictions: Predictions
+    mistakes: Sequence[Mistake]
+
+
+def classifier_reports(systems: Systems, records: Mapping[str, Record]) -> list[ClassifierReport]:
+    """One report for each classifier that answered; `records` by id."""
+    reports = []
+    for name, ours in systems[OURS].items():
+        others = {OURS: ours} | {system: found[name] for system, found in systems.items() if name in found}
+        reports.append(
+            ClassifierReport(
+                name,
+                ours.labels,
+                ours.revision,
+                {system: measure(predictions) for system, predictions in others.items()},
+                {
+                    slice_name: measure(ours.where(keep), SLICE_RESAMPLES)
+                    for slice_name, keep in slices(ours, records).items()
+                    if keep.any()
+                },
+                ours,
+                worst(ours, records),
+            )
+        )
+    return reports
+
+
+def slices(predictions: Predictions, records: Mapping[str, Record]) -> dict[str, NDArray[np.bool_]]:
+    """Which records belong to each slice: by length, last speaker and source."""
+    talks = [records[each].conversation for each in predictions.ids]
+    turns = np.asarray([len(talk.turns) for talk in talks])
+    customer_last = np.asarray([talk.turns[-1].role is Role.CUSTOMER for talk in talks])
+    found = {
+        f"up to {SHORT_TURNS} turns": turns <= SHORT_TURNS,
+        f"{SHORT_TURNS + 1} to {LONG_TURNS} turns": (turns > SHORT_TURNS) & (turns <= LONG_TURNS),
+        f"more than {LONG_TURNS} turns": turns > LONG_TURNS,
+        "customer spoke last": customer_last,
+        "agent or system spoke last": ~customer_last,
+    }
+    sources = np.asarray(predictions.sources)
+    return found | {f"source {source}": sources == source for source in sorted(set(predictions.sources))}
+
+
+def worst(predictions: Predictions, records: Mapping[str, Record]) -> list[Mistake]:
+    """The most confident mistakes."""
+    confidence = predictions.probabilities.max(axis=1)
+    wrong = np.flatnonzero(~predictions.right)
+    order = wrong[np.argsort(-confidence[wrong], kind="stable")][:WORST]
+    return [
+        Mistake(
+            predictions.ids[i],
+            predictions.labels[predictions.gold[i]],
+            predictions.labels[predictions.chosen[i]],
+            float(confidence[i]),
+            records[predictions.ids[i]].conversation,
+        )
+        for i in order
+    ]
+
+
+def summary(reports: Sequence[ClassifierReport]) -> dict[str, Any]:
+    """Means over classifiers by system, and every measure; NaN as null."""
+    systems = list(dict.fromkeys(system for report in reports for system in report.by_system))
+    means = {
+        system: {
+            key: _mean([getattr(report.by_system[system], key) for report in reports if system in report.by_system])
+            for key in ("accuracy", "macro_f1", "auc", "ece", "ece_raw", "brier", "brier_raw", "answered")
+        }
+        for system in systems
+    }
+    classifiers = {
+        report.name: {
+            "revision": report.revision,
+            "labels": list(report.labels),
+            "by_system": {system: _plain(asdict(m)) for system, m in report.by_system.items()},
+            "by_slice": {part: _plain(asdict(m)) for part, m in report.by_slice.items()},
+            "confusion": confusion(report.predictions).tolist(),
+        }
+        for report in reports
+    }
+    return {"means": {system: _plain(found) for system, found in means.items()}, "classifiers": classifiers}
+
+
+def html(reports: Sequence[ClassifierReport], title: str, facts: Mapping[str, str]) -> str:
+    """One page with everything in it; conversation texts are escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("service.evaluation"),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = lambda value: "–" if math.isnan(value) else f"{value:.3f}"
+    systems = list(dict.fromkeys(system for report in reports for system in report.by_system))
+    return environment.get_template("report.html").render(
+        title=title,
+        facts=facts,
+        systems=systems,
+        means=summary(reports)["means"],
+        reports=reports,
+        overview=_svg(_overview(reports, systems)),
+        plots={report.name: _svg(_plots(report)) for report in reports},
+    )
+
+
+def _overview(reports: Sequence[ClassifierReport], systems: Sequence[str]) -> Any:
+    """Macro-F1 of every classifier and system, with our interval."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.34 * len(reports) + 1), layout="constrained")
+    axes = figure.subplots()
+    rows = np.arange(len(reports))[::-1]
+    for system in systems:
+        found = [report.by_system.get(system) for report in reports]
+        values = [math.nan if each is None else each.macro_f1 for each in found]
+        if system == OURS:
+            bounds = np.asarray([report.by_system[system].macro_f1_interval for report in reports])
+            axes.hlines(rows, bounds[:, 0], bounds[:, 1], color="#1b6ca8", linewidth=6, alpha=0.25)
+        axes.plot(values, rows, "o" if system == OURS else "|", markersize=8, label=system)
+    axes.set_yticks(rows, [report.name for report in reports])
+    axes.set_xlim(0, 1.01)
+    axes.set_xlabel("macro-F1")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="lower left", fontsize=8)
+    return figure
+
+
+def _plots(report: ClassifierReport) -> Any:
+    """Confusion on the left, reliability before and after calibration on the right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    counts = confusion(report.predictions)
+    left.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        left.text(column, row, str(count), ha="center", va="center")
+    left.set_xticks(range(len(report.labels)), report.labels, rotation=30)
+    left.set_yticks(range(len(report.labels)), report.labels)
+    left.set_xlabel("answered")
+    left.set_ylabel("labelled")
+    right.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    for values, name in ((report.predictions.raw, "raw"), (report.predictions.probabilities, "calibrated")):
+        bins = reliability(values, report.predictions.gold)
+        right.plot([b.confidence for b in bins], [b.accuracy for b in bins], "o-", markersize=4, label=name)
+    right.set_xlabel("confidence")
+    right.set_ylabel("accuracy")
+    right.set_xlim(0, 1.02)
+    right.set_ylim(0, 1.02)
+    right.legend(fontsize=8)
+    return figure
+
+
+def _svg(figure: Any) -> str:
+    """The figure as an inline element; text stays text, so that it can be searched."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fantail"}):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _plain(value: Any) -> Any:
+    """The same for JSON: numbers of four digits, NaN as null."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 4)
+    return value

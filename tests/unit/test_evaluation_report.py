@@ -1,0 +1,299 @@
+"""An evaluation's report and cards: slices, the worst mistakes, figures, and one page that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.domain import Conversation, Role, Turn
+from service.evaluation.card import CARD_FILE, card, write_cards
+from service.evaluation.measures import measure
+from service.evaluation.predictions import Predictions
+from service.evaluation.report import (
+    LONG_TURNS,
+    OURS,
+    SHORT_TURNS,
+    WORST,
+    ClassifierReport,
+    classifier_reports,
+    html,
+    slices,
+    summary,
+    worst,
+)
+from service.training.records import Record
+from tests.support import manifest_toml, talk
+
+LOUD = {"href", "src", "srcset", "data", "action", "xlink:href"}
+"""Attributes from which a browser may load."""
+
+
+def predictions(confidences: Sequence[float], gold: Sequence[int], sources: Sequence[str] = ()) -> Predictions:
+    """Answers that are the first label with these confidences; ids are the places in the list."""
+    size = len(gold)
+    found = np.asarray([[each, 1 - each] for each in confidences]).reshape(size, 2)
+    return Predictions(
+        ("yes", "no"),
+        "0123456789abcdef",
+        tuple(map(str, range(size))),
+        tuple(sources or ["invented"] * size),
+        np.asarray(gold, dtype=np.int64),
+        found,
+        found,
+        np.ones(size),
+        np.zeros(size, dtype=np.bool_),
+    )
+
+
+def talks(*conversations: Conversation) -> dict[str, Record]:
+    """Records by id, which is the place in the list."""
+    return {str(place): Record(replace(each, id=str(place)), {}) for place, each in enumerate(conversations)}
+
+
+HELLO = talk("hello")
+
+
+def in_slice(name: str, *conversations: Conversation) -> list[bool]:
+    answers = predictions([0.9] * len(conversations), [0] * len(conversations))
+    return slices(answers, talks(*conversations))[name].tolist()
+
+
+@pytest.mark.parametrize(
+    ("turns", "name"),
+    [
+        pytest.param(1, "up to 2 turns", id="one turn"),
+        pytest.param(SHORT_TURNS, "up to 2 turns", id="short"),
+        pytest.param(SHORT_TURNS + 1, "3 to 10 turns", id="just not short"),
+        pytest.param(LONG_TURNS, "3 to 10 turns", id="just not long"),
+        pytest.param(LONG_TURNS + 1, "more than 10 turns", id="long"),
+    ],
+)
+def test_a_record_is_in_the_one_slice_of_its_length(turns: int, name: str) -> None:
+    found = slices(predictions([0.9], [0]), talks(talk(*["hello"] * turns)))
+    assert [each for each, keep in found.items() if each.endswith(" turns") and keep.all()] == [name]
+
+
+def test_records_are_sliced_by_who_spoke_last() -> None:
+    system = Conversation("", (Turn(Role.CUSTOMER, "hello"), Turn(Role.SYSTEM, "closed")))
+    said = [HELLO, talk("hello", "good day"), system]
+    assert in_slice("customer spoke last", *said) == [True, False, False]
+    assert in_slice("agent or system spoke last", *said) == [False, True, True]
+
+
+def test_records_are_sliced_by_source() -> None:
+    answers = predictions([0.9] * 3, [0] * 3, ["phone", "chat", "phone"])
+    found = slices(answers, talks(*[HELLO] * 3))
+    assert {name: keep.tolist() for name, keep in found.items() if name.startswith("source ")} == {
+        "source chat": [False, True, False],
+        "source phone": [True, False, True],
+    }
+
+
+def test_the_most_confident_mistakes_come_first() -> None:
+    answers = predictions([0.6, 0.9, 0.99, 0.7], [1, 1, 0, 1])
+    assert [each.id for each in worst(answers, talks(*[HELLO] * 4))] == ["1", "3", "0"]
+
+
+def test_equally_confident_mistakes_keep_their_order() -> None:
+    found = worst(predictions([0.8] * 3, [1] * 3), talks(*[HELLO] * 3))
+    assert [each.id for each in found] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shown"), [(0, 0), (WORST - 1, WORST - 1), (WORST, WORST), (WORST + 1, WORST)], ids=str
+)
+def test_no_more_than_some_mistakes_are_shown(wrong: int, shown: int) -> None:
+    answers = predictions([0.8] * (wrong + 1), [1] * wrong + [0])
+    assert len(worst(answers, talks(*[HELLO] * (wrong + 1)))) == shown
+
+
+def test_a_mistake_says_what_was_wanted_and_what_was_answered() -> None:
+    (mistake,) = worst(predictions([0.8], [1]), talks(HELLO))
+    assert (mistake.gold, mistake.label, mistake.confidence) == ("no", "yes", 0.8)
+    assert mistake.conversation.turns == HELLO.turns
+
+
+GOOD, POOR = predictions([0.9, 0.8, 0.3, 0.6], [0, 0, 1, 1]), predictions([0.6, 0.4, 0.6, 0.6], [0, 0, 1, 1])
+ONE_CLASS = predictions([0.9, 0.8], [0, 0])
+FOUR = talks(HELLO, talk("hello", "good day"), *[talk("a", "b", "c")] * 2)
+
+
+def reports(**systems: Mapping[str, Predictions]) -> list[ClassifierReport]:
+    return classifier_reports({OURS: {"refund": GOOD}, **systems}, FOUR)
+
+
+def test_every_system_that_answered_is_measured_ours_first() -> None:
+    (report,) = classifier_reports({"other": {"refund": POOR}, OURS: {"refund": GOOD}, "none": {}}, FOUR)
+    assert list(report.by_system.items()) == [(OURS, measure(GOOD)), ("other", measure(POOR))]
+
+
+def test_slices_without_records_are_left_out() -> None:
+    (report,) = reports()
+    assert list(report.by_slice) == [
+        "up to 2 turns",
+        "3 to 10 turns",
+        "customer spoke last",
+        "agent or system spoke last",
+        "source invented",
+    ]
+
+
+def test_a_slice_is_measured_on_its_records_alone() -> None:
+    (report,) = reports()
+    assert (report.by_slice["3 to 10 turns"].records, report.by_slice["3 to 10 turns"].accuracy) == (2, 0.5)
+
+
+def test_a_summary_means_over_the_classifiers_that_a_system_answered() -> None:
+    found = summary(classifier_reports({OURS: {"refund": GOOD, "topic": POOR}, "other": {"topic": POOR}}, FOUR))
+    assert {system: means["accuracy"] for system, means in found["means"].items()} == {OURS: 0.5, "other": 0.25}
+
+
+def test_a_mean_leaves_out_what_could_not_be_measured() -> None:
+    found = summary(classifier_reports({OURS: {"refund": GOOD, "topic": ONE_CLASS}}, FOUR))
+    assert found["means"][OURS]["auc"] == 1.0
+
+
+def test_what_could_not_be_measured_is_null() -> None:
+    found = summary(classifier_reports({OURS: {"refund": ONE_CLASS}}, FOUR))
+    measures = found["classifiers"]["refund"]["by_system"][OURS]
+    assert (measures["auc"], measures["macro_f1_interval"], found["means"][OURS]["auc"]) == (None, [None, None], None)
+
+
+def test_a_summary_is_strict_json() -> None:
+    found = summary(classifier_reports({OURS: {"refund": GOOD, "topic": ONE_CLASS}}, FOUR))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_a_summary_counts_who_was_taken_for_whom() -> None:
+    assert summary(reports())["classifiers"]["refund"]["confusion"] == [[2, 0], [1, 1]]
+
+
+class Page(HTMLParser):
+    """What a browser would run and load, and the text it would show."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.shown = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in LOUD]
+
+    def handle_data(self, data: str) -> None:
+        self.shown += data
+
+
+HOSTILE = "<script>alert('&')</script><img src=https://example.com/x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    """Of two classifiers, one with a hostile mistake, and two systems; of the other only one label occurs."""
+    said = FOUR | {"3": Record(talk(HOSTILE, id="3"), {})}
+    found = classifier_reports({OURS: {"refund": GOOD, "topic": ONE_CLASS}, "other": {"refund": POOR}}, said)
+    return html(found, "Evaluation of <b>", {"data": "a & b"})
+
+
+def test_a_page_shows_conversations_as_they_were_written(page: str) -> None:
+    assert HOSTILE in Page(page).shown
+
+
+def test_a_page_runs_nothing_that_a_customer_wrote(page: str) -> None:
+    assert not {"script", "img"} & set(Page(page).tags)
+
+
+def test_a_page_shows_title_and_facts_as_they_are(page: str) -> None:
+    shown = Page(page).shown
+    assert "Evaluation of <b>" in shown
+    assert "a & b" in shown
+
+
+def test_a_page_loads_nothing(page: str) -> None:
+    loads = Page(page).loads
+    assert loads
+    assert [each[:40] for each in loads if not each.startswith(("#", "data:image/"))] == []
+
+
+def test_the_styles_of_a_page_load_nothing(page: str) -> None:
+    assert set(re.findall(r"url\((.)", page)) <= {"#"}
+    assert "@import" not in page
+
+
+def test_a_page_has_a_heading_for_every_classifier(page: str) -> None:
+    assert re.findall(r'<h2 id="(\w+)">', page) == ["refund", "topic"]
+
+
+def test_a_page_plots_an_overview_and_every_classifier(page: str) -> None:
+    assert Page(page).tags.count("svg") == 3
+
+
+def test_a_page_shows_what_could_not_be_measured_as_a_dash(page: str) -> None:
+    assert "nan" not in Page(page).shown
+    assert "– to –" in Page(page).shown
+
+
+def test_the_same_evaluation_makes_the_same_page() -> None:
+    assert html(reports(), "title", {}) == html(reports(), "title", {})
+
+
+def evaluation(name: str = "refund", **systems: Mapping[str, Predictions]) -> dict[str, Any]:
+    """What `evaluation.json` holds."""
+    found = summary(classifier_reports({OURS: {name: GOOD}, **systems}, FOUR))
+    return found | {"base": "small", "date": "2026-01-02", "records": "4 test records", "data": "d1", "secret": HOSTILE}
+
+
+def card_text(**systems: Mapping[str, Predictions]) -> str:
+    found = evaluation(**systems)
+    return card("refund", "Whether money is wanted back.", found["classifiers"]["refund"], found)
+
+
+def test_a_card_says_what_was_measured_and_on_what() -> None:
+    text = card_text()
+    for each in (
+        "# refund\n",
+        "Whether money is wanted back.",
+        "0123456789abcdef",
+        "2026-01-02 on the 4 labelled ones among 4 test records",
+    ):
+        assert each in text
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param("| fantail | 0.750 | 0.733 | ", id="ours"),
+        pytest.param("| other | 0.250 | ", id="another system"),
+        pytest.param("| no | 1 | 1 |", id="confusion"),
+        pytest.param("| 3 to 10 turns | 2 | 0.500 | – |", id="a slice of one class"),
+    ],
+)
+def test_a_card_holds_the_figures(row: str) -> None:
+    assert f"\n{row}" in card_text(other={"refund": POOR})
+
+
+def test_the_rows_of_each_table_of_a_card_are_equally_long() -> None:
+    tables = re.findall(r"(?:^\|.*\n)+", card_text(other={"refund": POOR}), re.MULTILINE)
+    widths = [{line.count("|") for line in table.splitlines()} for table in tables]
+    assert [len(each) for each in widths] == [1, 1, 1]
+
+
+def test_a_card_leaves_sources_out() -> None:
+    assert "invented" not in card_text()
+
+
+def test_a_card_is_written_into_each_classifiers_folder(tmp_path: Path) -> None:
+    (tmp_path / "refund").mkdir()
+    (tmp_path / "refund" / "classifier.toml").write_text(manifest_toml(), encoding="utf-8")
+    write_cards(tmp_path, evaluation())
+    assert (tmp_path / "refund" / CARD_FILE).read_text(encoding="utf-8").startswith("# refund\n\nWhether the customer")

@@ -130,7 +130,7 @@ async def test_an_adapter_that_acts_on_the_conversation_too_is_withheld(
     engine: VllmEngine, prompting: Prompting, classifiers: tuple[Classifier, ...]
 ) -> None:
     gate = Gate(prompting.builder, PositionLost(engine), GATE_TOLERANCE["float32"])
-    assert sorted(await gate.check(classifiers)) == [each.name for each in classifiers]
+    assert sorted(await gate.check(classifiers[:3])) == [each.name for each in classifiers[:3]]
 
 
 async def test_a_classifier_that_meets_stale_kv_is_withheld(

@@ -106,23 +106,27 @@ class Trainer:
                 parameter.copy_(best)
 
     @torch.no_grad()
-    def evaluate(self, examples: Sequence[Example]) -> EpochScores:
-        """Loss and accuracy per classifier over label tokens only, as they are scored in serving."""
+    def answers(self, examples: Sequence[Example]) -> list[tuple[Tensor, Tensor]]:
+        """For each classifier its log probabilities [known, labels], over label tokens only as they are scored in
+        serving, and the place of each record's own label [known]; records without its label are left out."""
         self.fan.eval()
-        losses, hits = [], []
+        found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.label_ids]
         for batch in batches(examples, self.config.batch, seed=None):
             logits = self.fan([example.prefix for example in batch])
             targets = torch.stack([example.targets for example in batch])
             for index, ids in enumerate(self.label_ids):
-                scores = logits[:, index, list(ids)].log_softmax(-1)
                 known = targets[:, index] != UNKNOWN
-                place = torch.tensor([list(ids).index(t) for t in targets[known, index].tolist()], dtype=torch.long)
-                loss, hit = (torch.full((len(batch),), math.nan) for _ in range(2))
-                loss[known] = -scores[known].gather(1, place[:, None])[:, 0]
-                hit[known] = (scores[known].argmax(-1) == place).float()
-                losses.append((index, loss))
-                hits.append((index, hit))
-        return EpochScores(dev_loss=_means(losses, len(self.label_ids)), dev_accuracy=_means(hits, len(self.label_ids)))
+                place = (targets[known, index, None] == torch.tensor(ids)).long().argmax(-1)
+                found[index].append((logits[known, index][:, list(ids)].log_softmax(-1), place))
+        return [(torch.cat([each for each, _ in parts]), torch.cat([each for _, each in parts])) for parts in found]
+
+    def evaluate(self, examples: Sequence[Example]) -> EpochScores:
+        """Mean loss and accuracy of each classifier; NaN for one whose label no record carries."""
+        answers = self.answers(examples)
+        return EpochScores(
+            dev_loss=[-scores.gather(1, place[:, None]).mean().item() for scores, place in answers],
+            dev_accuracy=[(scores.argmax(-1) == place).float().mean().item() for scores, place in answers],
+        )
 
     def _step(self, batch: Sequence[Example]) -> Tensor:
         """One update; returns each classifier's mean loss, NaN where no record of the batch carries its label."""
@@ -206,9 +210,3 @@ def clip_each(parameters: Sequence[nn.Parameter], norm: float) -> None:
     factor = (norm / (squares.sqrt() + 1e-6)).clamp_max(1.0)
     for gradient in gradients:
         gradient.mul_(factor[:, None, None])
-
-
-def _means(parts: Sequence[tuple[int, Tensor]], count: int) -> list[float]:
-    return [
-        torch.cat([values for index, values in parts if index == wanted]).nanmean().item() for wanted in range(count)
-    ]

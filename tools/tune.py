@@ -1,0 +1,209 @@
+"""What was tried: trains all classifiers under one change after another and measures each on the dev split.
+
+`python tools/tune.py` goes on where it was interrupted. Results gather in `classifiers/tuning.json`, from which the
+table in `classifiers/TUNING.md` is written. Nothing here replaces a shipped adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from service.base_model import cache_folder
+from service.evaluation.measures import macro_f1s
+from service.files import write_whole
+from service.prompt.builder import PromptBuilder
+from service.prompt.format import PromptFormat, load_prompt_format
+from service.settings import load_settings
+from service.start import Prompting, load_prompting
+from service.training.fan import Fan, PrefixKV
+from service.training.loop import Example, Trainer, TrainingConfig
+from service.training.records import Record, read_records
+from service.training.train import Task, load_tasks, progress
+
+SHIPPED = TrainingConfig(epochs=4, base_dtype="bfloat16")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One change to what is shipped.
+
+    `config`: changed fields of the training configuration; `words`: "short" as in the manifests, or "question", the
+    description asked in full; `filler`: another filler token; `share`: of the training records, the first by id.
+    """
+
+    group: str
+    name: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    words: str = "short"
+    filler: str | None = None
+    share: float = 1.0
+
+
+VARIANTS = (
+    Variant("as shipped", "seed 7"),
+    Variant("as shipped", "seed 8", {"seed": 8}),
+    Variant("as shipped", "seed 9", {"seed": 9}),
+    *(Variant("rank", f"rank {rank}", {"rank": rank, "alpha": 2.0 * rank}) for rank in (1, 2, 8, 16)),
+    Variant("target modules", "attention, rank 4", {"target_modules": ATTENTION}),
+    Variant("target modules", "attention, rank 12", {"target_modules": ATTENTION, "rank": 12, "alpha": 24.0}),
+    Variant("target modules", "MLP, rank 4", {"target_modules": MLP}),
+    *(Variant("learning rate", f"{rate:g}", {"learning_rate": rate}) for rate in (2.5e-4, 5e-4, 2e-3, 4e-3)),
+    Variant("epochs", "2", {"epochs": 2}),
+    Variant("epochs", "8", {"epochs": 8}),
+    Variant("dropout", "none", {"dropout": 0.0}),
+    Variant("dropout", "0.2", {"dropout": 0.2}),
+    *(Variant("training records", f"{share:.0%}", share=share) for share in (0.125, 0.25, 0.5)),
+    Variant("tail", "the question in full", words="question"),
+    Variant("filler", "a full stop", filler="."),
+    Variant("filler", "end of turn", filler="<|im_end|>"),
+)
+
+
+@dataclass(slots=True)
+class Tuning:
+    """Trains variants on one reading of the records, kept for all variants with the same prompt format."""
+
+    prompting: Prompting
+    prompt_format: PromptFormat
+    tasks: Sequence[Task]
+    records: Sequence[Record]
+    scratch: Path
+    console: Console
+    _read: dict[str, dict[str, PrefixKV]] = field(default_factory=dict)
+
+    def measure(self, variant: Variant) -> dict[str, Any]:
+        """Train one variant and say what it answers on the dev split, each adapter at its best epoch."""
+        began = time.monotonic()
+        config = replace(SHIPPED, **variant.config)
+        builder = self._builder(variant)
+        tails = [builder.tail(words_of(task, variant)) for task in self.tasks]
+        torch.manual_seed(config.seed)
+        model = AutoModelForCausalLM.from_pretrained(self.prompting.base.path, dtype=torch.float32)
+        dtype: torch.dtype = getattr(torch, config.base_dtype)
+        fan = Fan(model, tails, config.target_modules, config.rank, config.alpha, config.dropout, dtype)
+        train = sorted((r for r in self.records if r.split == "train"), key=lambda r: r.conversation.id)
+        train = train[: round(variant.share * len(train))]
+        dev = [record for record in self.records if record.split == "dev"]
+        prefixes = self._prefixes(builder, fan)
+        trainer = Trainer(
+            fan,
+            [[label.token_id for label in task.labels] for task in self.tasks],
+            config,
+            self.scratch / f"{variant.group} {variant.name}.pt".replace("/", " "),
+        )
+        examples = {
+            name: [Example(prefixes[r.conversation.id], self._targets(r)) for r in split]
+            for name, split in (("train", train), ("dev", dev))
+        }
+        with progress(self.console) as bars:
+            bar = bars.add_task(f"{variant.group}: {variant.name}", total=config.epochs * len(train))
+            trainer.run(examples["train"], examples["dev"], lambda done: bars.advance(bar, done), lambda scores: None)
+        answers = trainer.answers(examples["dev"])
+        trainer.checkpoint.unlink(missing_ok=True)
+        f1 = [
+            float(macro_f1s(place[None].numpy(), scores.argmax(-1)[None].numpy(), scores.shape[1])[0])
+            for scores, place in answers
+        ]
+        best = [min(losses) for losses in zip(*(epoch.dev_loss for epoch in trainer.curve), strict=True)]
+        right = [float((scores.argmax(-1) == place).float().mean()) for scores, place in answers]
+        return {
+            "records": len(train),
+            "tail_tokens": round(mean([len(tail) for tail in tails]), 1),
+            "parameters": sum(each[0].numel() for each in trainer.parameters),
+            "dev_loss": round(mean(best), 4),
+            "dev_accuracy": round(mean(right), 4),
+            "dev_macro_f1": round(mean(f1), 4),
+            "by_classifier": {task.name: round(each, 4) for task, each in zip(self.tasks, f1, strict=True)},
+            "minutes": round((time.monotonic() - began) / 60, 1),
+        }
+
+    def _builder(self, variant: Variant) -> PromptBuilder:
+        changed = self.prompt_format.model_copy(update={"filler": variant.filler} if variant.filler else {})
+        return PromptBuilder(self.prompting.tokenizer, changed, self.prompting.context_tokens)
+
+    def _prefixes(self, builder: PromptBuilder, fan: Fan) -> Mapping[str, PrefixKV]:
+        if builder.prompt_digest not in self._read:
+            self._read.clear()  # some gigabytes
+            with progress(self.console) as bars:
+                bar = bars.add_task("reading with the base model", total=len(self.records))
+                found = {}
+                for record in self.records:
+                    found[record.conversation.id] = fan.read(builder.prefix(record.conversation).token_ids)
+                    bars.advance(bar)
+            self._read[builder.prompt_digest] = found
+        return self._read[builder.prompt_digest]
+
+    def _targets(self, record: Record) -> torch.Tensor:
+        return torch.tensor([task.target(record) for task in self.tasks])
+
+
+def words_of(task: Task, variant: Variant) -> str:
+    if variant.words == "short":
+        return task.manifest.words
+    return f"{task.manifest.description} Answer {', '.join(task.manifest.labels)}:"
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The results as Markdown, in the order in which the variants are defined."""
+    lines = [
+        "| what is changed | to | records | tail tokens | parameters | dev loss | dev accuracy | dev macro-F1 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for variant in VARIANTS:
+        if (found := results.get(f"{variant.group}: {variant.name}")) is not None:
+            lines.append(
+                f"| {variant.group} | {variant.name} | {found['records']} | {found['tail_tokens']} | "
+                f"{found['parameters'] / 1000:.0f} k | {found['dev_loss']:.3f} | {found['dev_accuracy']:.3f} | "
+                f"{found['dev_macro_f1']:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+INTRODUCTION = """\
+# What was tried
+
+All sixteen classifiers are trained on the train split under one change at a time, and measured on the dev split (means
+over the sixteen, each adapter at its epoch of least dev loss). What is shipped: rank {rank} on all linear layers,
+learning rate {learning_rate:g}, {epochs} epochs, dropout {dropout:g}, task words of one or two tokens, a line break as
+filler. The seeds under "as shipped" show what is noise. Written by `python tools/tune.py`.
+"""
+
+
+def main() -> None:
+    settings = load_settings()
+    prompting = load_prompting(settings)
+    tasks = load_tasks(settings.classifiers, [], prompting.tokenizer)
+    labels = {task.name: list(task.manifest.labels) for task in tasks}
+    records = read_records(sorted((settings.classifiers / "data").glob("*.jsonl")), labels)
+    wanted = [record for record in records if record.split in ("train", "dev")]
+    path, console = settings.classifiers / "tuning.json", Console()
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    prompt_format = load_prompt_format(settings.classifiers)
+    tuning = Tuning(prompting, prompt_format, tasks, wanted, cache_folder() / "tune", console)
+    for variant in VARIANTS:
+        key = f"{variant.group}: {variant.name}"
+        if key not in results:
+            results[key] = tuning.measure(variant)
+            write_whole(path, json.dumps(results, indent=1) + "\n")
+    facts = {name: getattr(SHIPPED, name) for name in ("rank", "learning_rate", "epochs", "dropout")}
+    write_whole(settings.classifiers / "TUNING.md", f"{INTRODUCTION.format(**facts)}\n{table(results)}\n")
+    console.print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -137,7 +137,7 @@ async def fantail(scratch: Path) -> AsyncIterator[FantailClient]:
         try:
             async with FantailClient(address) as client:
                 async with asyncio.timeout(CALL_SECONDS):
-                    await client.wait_until_reachable()
+                    await client.wait_until_serving()
                 yield client
         finally:
             server.send_signal(signal.SIGTERM)

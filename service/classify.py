@@ -6,43 +6,65 @@ Knows neither gRPC nor vLLM: what comes in and goes out are domain values, and t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from service.domain import AdapterKind, Classification, Classifier, Conversation, StageSeconds, TokenUsage, Truncation
-from service.engine.base import LabelLogprobs, ScoringEngine, ScoringRequest, engine_adapter
+from service.admission import Admission, Job
+from service.asking import answer, scoring_request
+from service.call import Call
+from service.catalogue import Catalogue
+from service.domain import Classification, Classifier, Conversation, StageSeconds, TokenUsage, Truncation
+from service.engine.base import ScoringEngine
 from service.errors import (
     ClassifierNameMissingError,
     ClassifierWithheldError,
+    DeadlineExceededError,
     DuplicateClassifierError,
     EngineDeadError,
     EngineError,
     FantailError,
     InvalidRequestError,
+    OverloadedError,
     TooManyClassifiersError,
     UnknownClassifierError,
     raise_all,
 )
+from service.observer import Observer
+from service.prefix_memory import PrefixMemory
 from service.prompt.builder import Prefix, PromptBuilder
 from service.registry.registry import Registry
-from service.request_id import request_id
-from service.scoring.calibration import calibrate
-from service.scoring.decision import decide
-from service.scoring.distribution import label_distribution
+from service.shadow import Shadows
+from service.stages import Clock
 
 logger = logging.getLogger(__name__)
 
 MAX_CLASSIFIERS = 1000
 """Names in one call beyond which it is refused unread."""
 
+ANSWER_SECONDS = 0.02
+"""How long before the deadline an answer is sent, so that it arrives in time."""
+
+Outcome = Classification | FantailError
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One classifier's part of a fan-out. `index`: its place in the request; `stages`: up to this result."""
+
+    index: int
+    name: str
+    outcome: Outcome
+    truncation: Truncation
+    stages: StageSeconds
+
 
 @dataclass(frozen=True, slots=True)
 class Answers:
     """What came of a fan-out: for each classifier, in order, its answer or the error that took its place."""
 
-    results: tuple[tuple[str, Classification | FantailError], ...]
+    results: tuple[tuple[str, Outcome], ...]
     truncation: Truncation
     usage: TokenUsage
     stages: StageSeconds
@@ -52,116 +74,156 @@ class Answers:
 class Classify:
     """Answers classifiers' questions about conversations."""
 
-    registry: Registry
+    catalogue: Catalogue
     builder: PromptBuilder
     engine: ScoringEngine
+    admission: Admission
+    memory: PrefixMemory
+    shadows: Shadows
+    observer: Observer
 
-    async def one(self, conversation: Conversation, name: str) -> tuple[Classification, Answers]:
+    async def one(self, conversation: Conversation, name: str, call: Call = Call()) -> tuple[Classification, Answers]:
         """Ask one classifier. Raises what `fan_out` raises, and the classifier's own error."""
         if not name:
             raise ClassifierNameMissingError(
                 "Name the classifier to ask; ListClassifiers names them all.", "classifier"
             )
-        answers = await self.fan_out(conversation, [name])
+        answers = await self.fan_out(conversation, [name], call)
         outcome = answers.results[0][1]
         if isinstance(outcome, FantailError):
             raise outcome
         return outcome, answers
 
-    async def fan_out(self, conversation: Conversation, names: Sequence[str]) -> Answers:
+    async def fan_out(self, conversation: Conversation, names: Sequence[str], call: Call = Call()) -> Answers:
         """Ask the named classifiers, or all when `names` is empty; the conversation is read once for all of them.
 
-        A classifier that is unknown or withheld, or that the engine fails on, gets its error as result and does not
-        disturb the others. Raises InvalidRequestError for what is wrong with the request, EngineDeadError.
+        A classifier that is unknown or withheld, that the engine fails on, that there is no room or no time for, gets
+        its error as result and does not disturb the others. Raises InvalidRequestError for what is wrong with the
+        request, EngineDeadError, NotServingError, and OverloadedError or DeadlineError when that is all there is.
         """
-        started = time.perf_counter()
+        results: list[Result] = []
+        async with contextlib.aclosing(self.stream(conversation, names, call)) as stream:
+            async for result in stream:
+                results.append(result)
+        answered = [each.outcome for each in results if isinstance(each.outcome, Classification)]
+        late = [each.outcome for each in results if isinstance(each.outcome, DeadlineExceededError)]
+        if late and not answered:
+            raise late[0]
+        stages, truncation = results[-1].stages, results[-1].truncation
+        results.sort(key=lambda each: each.index)
+        usage = sum((each.usage for each in answered), TokenUsage())
+        return Answers(tuple((each.name, each.outcome) for each in results), truncation, usage, stages)
+
+    async def stream(
+        self, conversation: Conversation, names: Sequence[str], call: Call = Call()
+    ) -> AsyncGenerator[Result, None]:
+        """The same, each result as soon as it is known. Close it to cancel what is still under way."""
+        clock = Clock()
         raise_all(name_problems(names))
-        names = names or tuple(self.registry.classifiers)
-        chosen = [self._find(name) for name in names]
-        prefix = self.builder.prefix(conversation)
-        prompted = time.perf_counter()
-        scored = await self._score(prefix, [each for each in chosen if isinstance(each, Classifier)])
-        computed = time.perf_counter()
-        results = [
-            (each.name, _answer(each, scored[each.name])) if isinstance(each, Classifier) else (name, each)
-            for name, each in zip(names, chosen, strict=True)
-        ]
-        usage = sum((a.usage for _, a in results if isinstance(a, Classification)), TokenUsage())
-        done = time.perf_counter()
-        stages = StageSeconds(prompted - started, computed - prompted, done - computed, done - started)
-        return Answers(tuple(results), prefix.truncation, usage, stages)
+        with self.catalogue.lease() as registry:
+            names = tuple(names) or tuple(registry.classifiers)
+            chosen = [_find(registry, name, conversation) for name in names]
+            prefix = self.builder.prefix(conversation)
+            clock.prompted()
+            asked = {index: each for index, each in enumerate(chosen) if isinstance(each, Classifier)}
+            known: dict[int, Outcome] = {
+                index: each for index, each in enumerate(chosen) if isinstance(each, FantailError)
+            }
+            async with self._room_for(prefix, asked, call) as shed:
+                known |= shed
+                for index, error in known.items():
+                    yield Result(index, names[index], error, prefix.truncation, clock.stages())
+                rest = {index: each for index, each in asked.items() if index not in shed}
+                async with contextlib.aclosing(self._outcomes(prefix, rest, call, clock)) as outcomes:
+                    async for index, outcome in outcomes:
+                        yield Result(index, names[index], outcome, prefix.truncation, clock.stages())
+                        self._tell(registry, prefix, rest[index], outcome, call)
+                self.observer.finished(clock.stages())
 
-    def _find(self, name: str) -> Classifier | UnknownClassifierError | ClassifierWithheldError:
+    @contextlib.asynccontextmanager
+    async def _room_for(
+        self, prefix: Prefix, asked: Mapping[int, Classifier], call: Call
+    ) -> AsyncIterator[dict[int, Outcome]]:
+        """Hold room for what is asked; yields an error for each classifier that there is no room for.
+
+        Raises OverloadedError, DeadlineTooNearError.
+        """
+        shared, jobs = self._work(prefix, asked, call.cache_salt)
+        if call.background:
+            async with self.admission.admit_in_background(shared, jobs):
+                yield {}
+            return
+        with self.admission.admit(shared, jobs, call.deadline) as taken:
+            error = OverloadedError("Shed, because what matters more has taken the room.", 1.0, {"limit": "tokens"})
+            shed = [index for index, wanted in zip(asked, taken, strict=True) if not wanted]
+            for index in shed:
+                self.observer.shed(asked[index])
+            yield dict.fromkeys(shed, error)
+
+    def _work(self, prefix: Prefix, asked: Mapping[int, Classifier], salt: str) -> tuple[int, list[Job]]:
+        """Tokens that the engine probably has to compute: once for all, and for each."""
+        jobs = []
+        for each in asked.values():
+            own = len(each.tail_ids)
+            if not each.shares_reading:
+                own += self.memory.new_tokens(prefix.token_ids, f"{salt} {each.revision}")
+                self.memory.remember(prefix.token_ids, f"{salt} {each.revision}")
+            jobs.append(Job(own, each.priority))
+        if not any(each.shares_reading for each in asked.values()):
+            return 0, jobs
+        shared = self.memory.new_tokens(prefix.token_ids, salt)
+        self.memory.remember(prefix.token_ids, salt)
+        return shared, jobs
+
+    async def _outcomes(
+        self, prefix: Prefix, asked: Mapping[int, Classifier], call: Call, clock: Clock
+    ) -> AsyncGenerator[tuple[int, Outcome], None]:
+        """Score a prefix under every classifier at once; what is not ready shortly before the deadline is too late."""
+        until = call.deadline.earlier(ANSWER_SECONDS)
+        tasks = {asyncio.create_task(self._answer(prefix, each, call, clock)): i for i, each in asked.items()}
+        pending = set(tasks)
         try:
-            return self.registry.serving(name)
-        except (UnknownClassifierError, ClassifierWithheldError) as error:
-            return error
+            while pending:
+                done, pending = await asyncio.wait(
+                    pending, timeout=until.timeout(), return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                for task in sorted(done, key=tasks.__getitem__):
+                    yield tasks[task], task.result()
+            for task in sorted(pending, key=tasks.__getitem__):
+                self.observer.late(asked[tasks[task]])
+                yield tasks[task], DeadlineExceededError("The answer was not ready at the deadline.")
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _score(self, prefix: Prefix, classifiers: Sequence[Classifier]) -> dict[str, LabelLogprobs | EngineError]:
-        """Score one prefix under every classifier at once; cancelling cancels all of them."""
-        async with asyncio.TaskGroup() as group:
-            tasks = {each.name: group.create_task(self._score_one(prefix, each)) for each in classifiers}
-        scored = {name: task.result() for name, task in tasks.items()}
-        for outcome in scored.values():
-            if isinstance(outcome, EngineDeadError):
-                raise outcome
-        return scored
-
-    async def _score_one(self, prefix: Prefix, classifier: Classifier) -> LabelLogprobs | EngineError:
+    async def _answer(self, prefix: Prefix, classifier: Classifier, call: Call, clock: Clock) -> Outcome:
         try:
-            return await self.engine.score(scoring_request(prefix, classifier))
+            scored = await self.engine.score(scoring_request(prefix, classifier, call))
+            with clock.scoring():
+                return answer(classifier, scored)
+        except EngineDeadError:
+            raise
         except EngineError as error:
-            _log(classifier, error)
+            # It may stand in one result of a call that succeeds, so it is logged where it happens.
+            logger.error("request %s: %s has no answer", call.request_id, classifier.name, exc_info=error)
             return error
 
-
-def scoring_request(prefix: Prefix, classifier: Classifier) -> ScoringRequest:
-    """The prompt of one classifier: the shared prefix, its own tail, and where its adapter begins."""
-    activated = classifier.adapter is not None and classifier.adapter.kind is AdapterKind.ACTIVATED
-    return ScoringRequest(
-        token_ids=prefix.token_ids + classifier.tail_ids,
-        label_ids=classifier.label_ids,
-        adapter=engine_adapter(classifier),
-        activation_index=len(prefix.token_ids) if activated else None,
-    )
+    def _tell(self, registry: Registry, prefix: Prefix, asked: Classifier, outcome: Outcome, call: Call) -> None:
+        """Let those know who watch answers: metrics, and revisions in the shadow."""
+        if isinstance(outcome, Classification):
+            self.observer.answered(asked, outcome)
+            for shadow in registry.shadows(asked.name):
+                self.shadows.ask(prefix, shadow, outcome, call)
 
 
-def _answer(classifier: Classifier, scored: LabelLogprobs | EngineError) -> Classification | EngineError:
-    if isinstance(scored, EngineError):
-        return scored
+def _find(registry: Registry, name: str, conversation: Conversation) -> Classifier | FantailError:
     try:
-        if len(scored.logprobs) != len(classifier.labels):
-            raise ValueError(f"{len(scored.logprobs)} logprobs for {len(classifier.labels)} labels")
-        distribution = label_distribution(scored.logprobs)
-    except ValueError as error:
-        problem = EngineError("The engine gave no usable probabilities for this prompt.")
-        problem.__cause__ = error
-        _log(classifier, problem)
-        return problem
-    calibration = classifier.calibration
-    probabilities = distribution.probabilities
-    if calibration is not None:
-        probabilities = calibrate(probabilities, calibration.scale, calibration.bias)
-    thresholds = calibration.thresholds if calibration else ()
-    decision = decide(probabilities, distribution.mass, classifier.min_label_mass, thresholds)
-    labels = tuple(label.name for label in classifier.labels)
-    return Classification(
-        classifier=classifier.name,
-        label=labels[decision.index],
-        confidence=decision.confidence,
-        labels=labels,
-        probabilities=probabilities,
-        raw_probabilities=distribution.probabilities,
-        label_mass=distribution.mass,
-        abstain_reason=decision.abstain_reason,
-        revision=classifier.revision,
-        usage=scored.usage,
-    )
-
-
-def _log(classifier: Classifier, error: EngineError) -> None:
-    """A failed classifier may stand in one result of a call that succeeds, so it is logged where it happens."""
-    logger.error("request %s: %s has no answer", request_id(), classifier.name, exc_info=error)
+        return registry.serving(name, conversation.key)
+    except (UnknownClassifierError, ClassifierWithheldError) as error:
+        return error
 
 
 def name_problems(names: Sequence[str]) -> list[InvalidRequestError]:

@@ -30,6 +30,24 @@ class Conversation:
     id: str
     turns: tuple[Turn, ...]
 
+    @property
+    def key(self) -> str:
+        """What stays the same while the conversation grows."""
+        return self.id or self.turns[0].text
+
+
+class Priority(enum.StrEnum):
+    """How much a classifier's answer matters beside the others': the first is computed first and shed last."""
+
+    CRITICAL = "critical"
+    NORMAL = "normal"
+    LOW = "low"
+
+    @property
+    def rank(self) -> int:
+        """0 for what comes first."""
+        return tuple(Priority).index(self)
+
 
 class AdapterKind(enum.StrEnum):
     """How an adapter acts on a prompt.
@@ -62,16 +80,26 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """What a classifier answered on its calibration split. `shares`: of each label; `confidence`: mean, calibrated."""
+
+    shares: tuple[float, ...]
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """What turns label probabilities into calibrated ones and into a decision; one number per label in each tuple.
 
     `scale`: inverse temperature on the log probabilities; `bias`: added after scaling, natural-log units;
-    `thresholds`: calibrated probability below which a chosen label is not acted on, 0 where there is no threshold.
+    `thresholds`: calibrated probability below which a chosen label is not acted on, 0 where there is no threshold;
+    `reference`: what was answered on the calibration split, None in files that do not say it.
     """
 
     scale: float
     bias: tuple[float, ...]
     thresholds: tuple[float, ...]
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +120,8 @@ class Classifier:
     `min_label_mass`: below this unconstrained probability of all labels together, the answer is marked abstained.
     `calibration`: None means that probabilities are given as the model has them.
     `probes`: what the served engine must reproduce before this classifier answers anybody.
+    `flaw`: what is wrong with its folder, so that it must not be asked; None when nothing is.
+    `folder`: what it was loaded from.
     """
 
     name: str
@@ -103,10 +133,18 @@ class Classifier:
     min_label_mass: float
     calibration: Calibration | None = None
     probes: tuple[Probe, ...] = ()
+    priority: Priority = Priority.NORMAL
+    flaw: str | None = None
+    folder: Path | None = None
 
     @property
     def label_ids(self) -> tuple[int, ...]:
         return tuple(label.token_id for label in self.labels)
+
+    @property
+    def shares_reading(self) -> bool:
+        """Whether it finds the conversation read already, by the base model: all do but those with a plain adapter."""
+        return self.adapter is None or self.adapter.kind is AdapterKind.ACTIVATED
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,31 @@
     │   ├── ClassifierNameMissingError
     │   ├── DuplicateClassifierError
     │   ├── TooManyClassifiersError
+    │   ├── EmptyBatchError
+    │   ├── BatchTooLargeError
+    │   ├── InvalidTimeoutError
+    │   ├── InvalidTrafficError
+    │   ├── FolderOutsideError
     │   └── MalformedRequestError
+    ├── CallerError                the caller must present another key
+    │   ├── KeyInvalidError
+    │   └── ScopeMissingError
     ├── UnknownClassifierError     no such classifier is served here
     ├── ClassifierWithheldError    it is here and did not pass its gate; a wrong answer is worse than none
+    ├── DeadlineError              the caller must allow more time
+    │   ├── DeadlineExceededError  the answer was not ready in time
+    │   └── DeadlineTooNearError   it could not have been, so nothing was begun
+    ├── OverloadedError            the caller must wait before another attempt
+    │   └── RateLimitedError       because of their own calls
+    ├── NotServingError            another server may answer, or this one later
+    │   ├── StartingError
+    │   └── StoppingError
     ├── EngineError                the engine failed on this request
     │   └── EngineDeadError        the engine is gone; every call fails until it is back
+    ├── DeploymentError            the operator's change was not made
+    │   ├── UnknownRevisionError
+    │   ├── RevisionInUseError
+    │   └── RevisionRefusedError   what the folder holds cannot be served
     └── StartError                 the operator must act; the server does not start
         ├── ConfigurationError     a setting
         ├── RegistryError          one or more classifier folders, all problems together
@@ -30,7 +50,13 @@ from collections.abc import Mapping, Sequence
 
 
 class FantailError(Exception):
-    """Root of the tree. `metadata`: machine-readable facts for the caller, never conversation text."""
+    """Root of the tree.
+
+    `metadata`: machine-readable facts for the caller, never conversation text; `retry_after_s`: seconds after which
+    another attempt makes sense, None where it does not or where nobody knows.
+    """
+
+    retry_after_s: float | None = None
 
     def __init__(self, message: str, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -90,6 +116,26 @@ class TooManyClassifiersError(InvalidRequestError):
     """A fan-out names more classifiers than any server has."""
 
 
+class EmptyBatchError(InvalidRequestError):
+    """A batch has no conversations."""
+
+
+class BatchTooLargeError(InvalidRequestError):
+    """A batch has more conversations than this server accepts."""
+
+
+class InvalidTimeoutError(InvalidRequestError):
+    """A timeout is not positive."""
+
+
+class InvalidTrafficError(InvalidRequestError):
+    """Shares of traffic are no percentages, do not sum to 100, or name a revision twice."""
+
+
+class FolderOutsideError(InvalidRequestError):
+    """A folder's name leads out of where revisions are loaded from."""
+
+
 class MalformedRequestError(InvalidRequestError):
     """The request's bytes are not the message that the method takes."""
 
@@ -102,12 +148,84 @@ class ClassifierWithheldError(FantailError):
     """The classifier did not pass its gate and is not asked."""
 
 
+class CallerError(FantailError):
+    """Who calls may not do this."""
+
+
+class KeyInvalidError(CallerError):
+    """The call has no key, or one that is unknown or expired."""
+
+
+class ScopeMissingError(CallerError):
+    """The key's scopes do not cover the method."""
+
+
+class DeadlineError(FantailError):
+    """There was too little time."""
+
+
+class DeadlineExceededError(DeadlineError):
+    """The answer was not ready at the deadline."""
+
+
+class DeadlineTooNearError(DeadlineError):
+    """The work cannot be done by the deadline, so it was not begun."""
+
+
+class OverloadedError(FantailError):
+    """There is no room for this work now."""
+
+    def __init__(self, message: str, retry_after_s: float, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, metadata)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimitedError(OverloadedError):
+    """The caller asks more often than they may."""
+
+
+class NotServingError(FantailError):
+    """This server takes no calls at the moment."""
+
+    retry_after_s = 5.0
+
+
+class StartingError(NotServingError):
+    """The engine is being started and proven."""
+
+
+class StoppingError(NotServingError):
+    """The server is about to end."""
+
+
 class EngineError(FantailError):
     """The engine failed on this request; another attempt may succeed."""
 
 
 class EngineDeadError(EngineError):
     """The engine is gone."""
+
+    retry_after_s = 5.0
+
+
+class DeploymentError(FantailError):
+    """What is served stays as it is."""
+
+
+class UnknownRevisionError(DeploymentError):
+    """No such revision is loaded."""
+
+
+class RevisionInUseError(DeploymentError):
+    """The revision answers or shadows."""
+
+
+class RevisionRefusedError(DeploymentError):
+    """What a folder holds cannot be served. `problems`: a sentence for each reason."""
+
+    def __init__(self, classifier: str, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems), {"classifier": classifier})
+        self.problems = tuple(problems)
 
 
 class StartError(FantailError):

@@ -15,7 +15,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from service.classify import scoring_request
+from service.asking import scoring_request
+from service.call import Call
 from service.domain import Classifier, Probe
 from service.engine.base import ScoringEngine, ScoringRequest
 from service.errors import EngineDeadError, EngineError, InvalidRequestError
@@ -29,6 +30,9 @@ FLOOR = 1e-12
 
 MOST_LOGPROB = 1e-3
 """Rounding above 0 that a log probability may have; NaN and infinity are above everything."""
+
+IN_BACKGROUND = Call(background=True)
+"""A gate gives way to the calls that are served meanwhile."""
 
 DISTURBED = "beside adapters the base model answers otherwise"
 
@@ -45,31 +49,39 @@ class Gate:
     engine: ScoringEngine
     tolerance: float
 
-    async def check(self, classifiers: Sequence[Classifier]) -> dict[str, str]:
+    async def check(self, classifiers: Sequence[Classifier], beside: Sequence[Classifier] = ()) -> dict[str, str]:
         """Why a classifier must not be served, for each that must not; raises EngineDeadError.
 
         A classifier without adapter has no probes: it is withheld only when adapters disturb the base model's answers.
+        `beside`: classifiers that serve already and have passed; that they answer otherwise beside the new ones is held
+        against those.
         """
         adapted = [each for each in classifiers if each.adapter is not None]
         failures = {each.name: "it has no probes; run `fantail probes NAME`" for each in adapted if not each.probes}
         trials = [_Trial(each, probe) for each in adapted for probe in each.probes]
         alone = {trial: await self._ask(trial) for trial in trials if trial.number == 1}
         bases = await asyncio.gather(*(self._ask(trial, base=True) for trial in trials))
-        together = await asyncio.gather(*map(self._ask, trials), *(self._ask(trial, base=True) for trial in trials))
+        neighbours = [_Trial(each, each.probes[0]) for each in beside if each.probes]
+        together = await asyncio.gather(
+            *map(self._ask, trials), *(self._ask(trial, base=True) for trial in trials), *map(self._ask, neighbours)
+        )
         silent = {trial.classifier.name for trial in trials}
-        for trial, base, beside, base_beside in zip(
-            trials, bases, together[: len(trials)], together[len(trials) :], strict=True
+        for trial, base, mixed, base_mixed in zip(
+            trials, bases, together[: len(trials)], together[len(trials) : 2 * len(trials)], strict=True
         ):
-            problem = self._problem(trial, alone.get(trial, beside), beside)
+            problem = self._problem(trial, alone.get(trial, mixed), mixed)
             if isinstance(base, str):
                 problem = problem or base
-            elif self._differ(base, base_beside):
+            elif self._differ(base, base_mixed):
                 problem = problem or DISTURBED
                 failures |= {each.name: DISTURBED for each in classifiers if each.adapter is None}
             if problem is not None:
                 failures.setdefault(trial.classifier.name, f"probe {trial.number}: {problem}")
-            if self._differ(beside, base):
+            if self._differ(mixed, base):
                 silent.discard(trial.classifier.name)
+        for trial, answer in zip(neighbours, together[2 * len(trials) :], strict=True):
+            if (problem := self._problem(trial, answer, answer)) is not None:
+                failures |= {each.name: f"beside it {trial.classifier.name} goes wrong: {problem}" for each in adapted}
         for name in silent:
             failures.setdefault(name, "on every probe the engine answers as the base model; the adapter does nothing")
         return failures
@@ -93,7 +105,7 @@ class Gate:
     async def _ask(self, trial: _Trial, base: bool = False) -> Probabilities | str:
         """The engine's answer to a probe, or why there is none."""
         try:
-            request = scoring_request(self.builder.prefix(trial.probe.conversation), trial.classifier)
+            request = scoring_request(self.builder.prefix(trial.probe.conversation), trial.classifier, IN_BACKGROUND)
             scored = await self.engine.score(_without_adapter(request) if base else request)
         except EngineDeadError:
             raise

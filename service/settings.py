@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,126 +18,169 @@ from service.problems import sentences
 
 PREFIX = "FANTAIL_"
 
+Address = Annotated[str, Field(pattern=r"^.+:\d+$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def setting(default: Any, trade_off: str, **bounds: Any) -> Any:
+    """A field whose description says what speaks for more and for less of it."""
+    return Field(default=default, description=trade_off, **bounds)
+
 
 class Settings(BaseSettings):
-    """Read once at start. Load with `load_settings`, which also refuses unknown names."""
+    """Read once at start. Load with `load_settings`, which also refuses unknown names and contradictions."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, env_ignore_empty=True)
 
-    model: str = Field(
-        default=BUNDLED,
-        description=(
-            "Base model: the bundled one, a folder, or a Hugging Face name. Adapters fit exactly one base; a "
-            "larger one answers better and slower."
-        ),
+    # What answers.
+    model: str = setting(
+        BUNDLED,
+        "Base model: the bundled one, a folder, or a Hugging Face name. Adapters fit exactly one base; a larger one "
+        "answers better and slower.",
     )
-    classifiers: Path = Field(
-        default=Path("classifiers"),
-        description="Folder of the classifiers. What is malformed stops the start; what fails its gate is withheld.",
+    classifiers: Path = setting(
+        Path("classifiers"),
+        "Folder of the classifiers. What is malformed stops the start; what fails its gate is withheld.",
     )
-    address: str = Field(
-        default="127.0.0.1:50051",
-        pattern=r"^.+:\d+$",
-        description=(
-            "Where to listen. Loopback by default: there is no authentication yet, so open it only inside a "
-            "trusted network."
-        ),
+    candidates: Path = setting(
+        Path("candidates"),
+        "Folder that AdminService.LoadRevision loads further revisions from, and nothing outside it.",
     )
-    dtype: Dtype = Field(
-        default="auto",
-        description=(
-            "Arithmetic of the model. auto: float32 on a CPU, equal to PEFT's reference to 1e-3; bfloat16 on a "
-            "GPU. Less is faster and less exact."
-        ),
+    watch: bool = setting(
+        False,
+        "Reload a classifier when its folder changes. Convenient while training; in production an admin call does it.",
     )
-    cores: int | None = Field(
-        default=None,
-        ge=1,
-        description=(
-            "CPU cores that compute. Default all; fewer leave room for neighbours and make every answer slower."
-        ),
-    )
-    kv_gib: float | None = Field(
-        default=None,
+    gate_tolerance: float | None = setting(
+        None,
+        "Largest difference of a log probability from PEFT's with which a classifier is served. Default 0.02 in "
+        "float32, 0.5 in bfloat16. More lets small faults through; less withholds classifiers for mere rounding.",
         gt=0,
         allow_inf_nan=False,
-        description=(
-            "CPU memory for KV, GiB. Default a quarter of what is free, at most 4. More keeps more conversations "
-            "readable for follow-ups."
-        ),
     )
-    gpu_memory_share: float = Field(
-        default=0.9,
+
+    # The engine.
+    dtype: Dtype = setting(
+        "auto",
+        "Arithmetic of the model. auto: float32 on a CPU, equal to PEFT's reference to 1e-3; bfloat16 on a GPU. Less "
+        "is faster and less exact.",
+    )
+    cores: Count | None = setting(
+        None, "CPU cores that compute. Default all; fewer leave room for neighbours and make every answer slower."
+    )
+    kv_gib: Positive | None = setting(
+        None,
+        "CPU memory for KV, GiB. Default a quarter of what is free, at most 4. More keeps more conversations readable "
+        "for follow-ups.",
+    )
+    gpu_memory_share: float = setting(
+        0.9,
+        "Share of a GPU's memory that vLLM takes. More holds more conversations; less leaves room for neighbours.",
         gt=0,
         le=1,
-        description=(
-            "Share of a GPU's memory that vLLM takes. More holds more conversations; less leaves room for neighbours."
-        ),
     )
-    context_tokens: int | None = Field(
-        default=None,
+    context_tokens: int | None = setting(
+        None,
+        "Longest prompt. Default the base model's own; less saves memory, and long conversations lose their oldest "
+        "turns sooner.",
         ge=256,
-        description=(
-            "Longest prompt. Default the base model's own; less saves memory, and long conversations lose their "
-            "oldest turns sooner."
-        ),
     )
-    step_tokens: int | None = Field(
-        default=None,
+    step_tokens: int | None = setting(
+        None,
+        "Most tokens computed in one engine step. Default vLLM's. More finishes a long conversation in one step; less "
+        "lets short ones in between.",
         ge=64,
-        description=(
-            "Most tokens computed in one engine step. Default vLLM's. More finishes a long conversation in one "
-            "step; less lets short ones in between."
-        ),
     )
-    slots: int | None = Field(
-        default=None,
-        ge=1,
-        description=(
-            "Adapters resident in the engine. Default all; fewer save memory, but more hot adapters than slots "
-            "wait for each other."
-        ),
+    slots: Count | None = setting(
+        None,
+        "Adapters that can be computed with at once. Default all that are loaded; fewer save memory, but more hot "
+        "adapters than slots wait for each other.",
     )
-    concurrent_sequences: int = Field(
-        default=256,
-        ge=1,
-        description=(
-            "Most prompts in one engine step; a fan-out is one per classifier. More raises throughput and "
-            "everyone's latency."
-        ),
-    )
-    max_turns: int = Field(
-        default=1000,
-        ge=1,
-        description=(
-            "Turns in one conversation beyond which it is refused. Bounds the work of one call before the model "
-            "sees it."
-        ),
-    )
-    max_message_bytes: int = Field(
-        default=4 << 20, ge=1 << 10, description="Largest request accepted. Bounds memory per call."
-    )
-    gate_tolerance: float | None = Field(
-        default=None,
-        gt=0,
-        allow_inf_nan=False,
-        description=(
-            "Largest difference of a log probability from PEFT's with which a classifier is served. Default 0.02 in "
-            "float32, 0.5 in bfloat16. More lets small faults through; less withholds classifiers for mere rounding."
-        ),
-    )
-    grace_seconds: float = Field(
-        default=30.0,
+    spare_adapters: int = setting(
+        4,
+        "Adapters that can be loaded beside those of the start, for reloads and further revisions. Each costs an "
+        "adapter's memory.",
         ge=0,
-        description="How long a stopping server finishes accepted calls. Longer loses fewer; shorter restarts sooner.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="What is logged. No level logs conversation text."
+    max_rank: Count | None = setting(
+        None,
+        "Largest rank of adapters loaded later. Default the largest at the start; more makes every slot larger.",
+        le=512,
+    )
+    concurrent_sequences: Count = setting(
+        256,
+        "Most prompts in one engine step; a fan-out is one per classifier. More raises throughput and everyone's "
+        "latency.",
+    )
+
+    # Load and time.
+    max_calls: Count = setting(
+        256, "Calls under way beyond which more are turned away. Bounds memory; tokens bound latency."
+    )
+    max_tokens_in_flight: Count | None = setting(
+        None,
+        "Tokens that admitted calls may still have to compute; beyond it calls are turned away at once. Default 2,048 "
+        "on a CPU, 65,536 on a GPU. More keeps the engine fuller and everyone waiting longer.",
+    )
+    max_follows: Count = setting(
+        10_000, "Live conversations followed at once. Each costs its text's memory between turns."
+    )
+    longest_seconds: Positive = setting(
+        60.0, "After which a call ends that has no deadline or a later one. More lets slow work finish; less frees it."
+    )
+    grace_seconds: float = setting(
+        30.0, "How long a stopping server finishes accepted calls. Longer loses fewer; shorter restarts sooner.", ge=0
+    )
+    max_turns: Count = setting(
+        1000,
+        "Turns in one conversation beyond which it is refused. Bounds the work of one call before the model sees it.",
+    )
+    max_batch: Count = setting(
+        256, "Conversations in one ClassifyBatch. More saves calls; less bounds memory per call."
+    )
+    max_message_bytes: int = setting(4 << 20, "Largest request accepted. Bounds memory per call.", ge=1 << 10)
+
+    # Who may call.
+    address: Address = setting(
+        "127.0.0.1:50051", "Where to listen. Any other than loopback needs TLS and keys, or FANTAIL_ALLOW_INSECURE."
+    )
+    allow_insecure: bool = setting(
+        False, "Listen beyond loopback without TLS or without keys. Only behind a proxy that adds both."
+    )
+    tls_certificate: Path | None = setting(None, "PEM certificate chain. Read again when it changes.")
+    tls_key: Path | None = setting(None, "PEM key of the certificate.")
+    tls_client_ca: Path | None = setting(
+        None, "PEM of those who sign callers' certificates. With it callers without one are refused (mutual TLS)."
+    )
+    keys: Path | None = setting(
+        None, "TOML file of API keys, hashed, with scopes and rates (`fantail key`). Without it everybody may classify."
+    )
+    isolate_callers: bool = setting(
+        False,
+        "No caller profits from another's prefix cache, so that timing tells nobody what others asked. Costs reading "
+        "shared texts again.",
+    )
+    admin: bool = setting(False, "Serve AdminService, to callers whose key has the scope admin.")
+    reflection: bool = setting(
+        True, "Describe the services to grpcurl and buf curl. Off shows strangers less; the contract is public anyway."
+    )
+
+    # Sight.
+    metrics_address: Address | None = setting(None, "Where Prometheus finds /metrics over HTTP. Default nowhere.")
+    otlp_endpoint: str | None = setting(
+        None, "Where traces go over OTLP/gRPC, as http://host:port. Default nowhere.", pattern=r"^https?://"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        "info", "What is logged. debug tells more and costs more; error tells only what needs somebody."
+    )
+    log_format: Literal["text", "json"] = setting("text", "Lines for people, or JSON objects for machines.")
+    log_texts: bool = setting(
+        False, "Log what customers write, with the request id. For debugging with consent; no level does it otherwise."
     )
 
 
 def load_settings() -> Settings:
-    """Settings from the environment. Raises ConfigurationError with every unknown or malformed one."""
+    """Settings from the environment. Raises ConfigurationError with every unknown, malformed or contradictory one."""
     known = sorted(f"{PREFIX}{name.upper()}" for name in Settings.model_fields)
     problems = [
         f"{name}: unknown setting"
@@ -144,6 +189,7 @@ def load_settings() -> Settings:
     ]
     try:
         settings = Settings()
+        problems += contradictions(settings)
     except ValidationError as error:
         problems += [
             f"{PREFIX}{path.upper()}: {what}" for path, _, what in (s.partition(": ") for s in sentences(error))
@@ -151,3 +197,32 @@ def load_settings() -> Settings:
     if problems:
         raise ConfigurationError("\n".join([*problems, f"known settings: {', '.join(known)}"]))
     return settings
+
+
+def contradictions(settings: Settings) -> Iterator[str]:
+    """What cannot be together, or must not be."""
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        yield "FANTAIL_TLS_CERTIFICATE and FANTAIL_TLS_KEY: set both or neither"
+    if settings.tls_client_ca is not None and settings.tls_certificate is None:
+        yield "FANTAIL_TLS_CLIENT_CA: needs FANTAIL_TLS_CERTIFICATE and FANTAIL_TLS_KEY"
+    if settings.admin and settings.keys is None:
+        yield "FANTAIL_ADMIN: needs FANTAIL_KEYS with a key of scope admin; nobody may operate a server without one"
+    if settings.isolate_callers and settings.keys is None:
+        yield "FANTAIL_ISOLATE_CALLERS: needs FANTAIL_KEYS, which tell callers apart"
+    exposed = not is_loopback(settings.address) and not settings.allow_insecure
+    if exposed and (settings.tls_certificate is None or settings.keys is None):
+        yield (
+            "FANTAIL_ADDRESS: beyond loopback FANTAIL_TLS_CERTIFICATE, FANTAIL_TLS_KEY and FANTAIL_KEYS are needed; "
+            "behind a proxy that adds both, set FANTAIL_ALLOW_INSECURE=true"
+        )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach an address."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost" or address.startswith("unix:"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,28 +1,33 @@
-"""From settings to something that classifies: loads, starts the engine, warms it. The wiring of the whole service."""
+"""From settings to something that classifies: loads, starts the engine, proves it. `serve.py` makes a server of it."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-import signal
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from service.api.server import listen
+from service.admission import Admission
 from service.base_model import BaseModel, describe_base, resolve_base
+from service.catalogue import Catalogue
 from service.classify import Classify
+from service.deploy import adapters_of
 from service.domain import Conversation, Role, Turn
-from service.engine.base import engine_adapter
-from service.engine.hardware import choose, detect_hardware
-from service.engine.vllm_engine import VllmConfig, start_vllm
+from service.engine.base import ScoringEngine
+from service.engine.hardware import Choice, choose, detect_hardware
+from service.engine.launch import VllmConfig
+from service.engine.vllm_engine import start_vllm
 from service.errors import ConfigurationError, FantailError, StartError
 from service.gate import Gate
+from service.observer import Observer
+from service.prefix_memory import PrefixMemory
 from service.prompt.builder import PromptBuilder
 from service.prompt.format import load_prompt_format
 from service.prompt.tokenizer import PromptTokenizer
-from service.registry.registry import Registry, RegistryLoader
+from service.registry.loader import RegistryLoader
+from service.registry.registry import Deployment, Registry
 from service.settings import Settings
+from service.shadow import Shadows
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +35,10 @@ GATE_TOLERANCE = {"float32": 0.02, "float16": 0.1, "bfloat16": 0.5}
 """How far rounding may take a log probability from PEFT's float32 answer, by the engine's arithmetic: logits of size 20
 carry 24, 11 and 8 bits. float32's is measured (under 0.001 on the shipped probes), the others are not yet."""
 
-WARM_UP = Conversation("", (Turn(Role.CUSTOMER, "hi, is anybody there?"),))
+REMEMBERED_TOKENS = 1_000_000
+UNBOUNDED = 1 << 62
+
+WARM_UP = Conversation("", (Turn(Role.CUSTOMER, "hi, is anybody there? " * 20),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,58 +76,86 @@ def load_registry(settings: Settings, prompting: Prompting, *ignore: str) -> Reg
     return loader_of(prompting, *ignore).load(settings.classifiers)
 
 
-@contextlib.asynccontextmanager
-async def start_classify(settings: Settings, *ignore: str) -> AsyncIterator[Classify]:
-    """A warmed service on the real engine, closed at the end. Raises StartError.
-
-    `ignore`: names of files in classifier folders that are about to be written anew.
-    """
-    prompting = load_prompting(settings)
-    registry = load_registry(settings, prompting, *ignore)
-    adapters = tuple(filter(None, map(engine_adapter, registry.select(()))))
-    config = VllmConfig(
+def vllm_config(settings: Settings, prompting: Prompting, choice: Choice, registry: Registry) -> VllmConfig:
+    """What vLLM is started with to serve a registry."""
+    return VllmConfig(
         model=prompting.base.path,
-        adapters=adapters,
-        choice=choose(detect_hardware(), settings.dtype, settings.cores, settings.kv_gib),
+        adapters=adapters_of(registry),
+        choice=choice,
         context_tokens=prompting.context_tokens,
         step_tokens=settings.step_tokens,
         slots=settings.slots,
         concurrent_sequences=settings.concurrent_sequences,
         gpu_memory_share=settings.gpu_memory_share,
+        spare_adapters=settings.spare_adapters,
+        max_rank=settings.max_rank,
+        otlp_endpoint=settings.otlp_endpoint,
     )
+
+
+def choice_of(settings: Settings) -> Choice:
+    """The engine's settings for this machine. Raises ConfigurationError."""
+    return choose(detect_hardware(), settings.dtype, settings.cores, settings.kv_gib)
+
+
+@contextlib.asynccontextmanager
+async def start_classify(settings: Settings, *ignore: str) -> AsyncIterator[Classify]:
+    """Proven classifiers on the real engine for a command of this process, closed at the end. Raises StartError.
+
+    `ignore`: names of files in classifier folders that are about to be written anew.
+    """
+    prompting = load_prompting(settings)
+    choice = choice_of(settings)
+    catalogue = Catalogue(load_registry(settings, prompting, *ignore))
+    config = replace(vllm_config(settings, prompting, choice, catalogue.current), spare_adapters=0)
     async with start_vllm(config) as engine:
-        gate = Gate(prompting.builder, engine, settings.gate_tolerance or GATE_TOLERANCE[config.choice.dtype])
-        registry = registry.without(await gate.check(registry.select(())))
-        for name, why in registry.withheld.items():
-            logger.error("%s is withheld: %s", name, why)
-        classify = Classify(registry, prompting.builder, engine)
-        await warm_up(classify)
+        classify = assemble(catalogue, prompting, engine, Admission(UNBOUNDED, UNBOUNDED), Observer())
+        await prove(classify, gate_of(settings, prompting, choice, engine))
         yield classify
+
+
+def assemble(
+    catalogue: Catalogue, prompting: Prompting, engine: ScoringEngine, admission: Admission, observer: Observer
+) -> Classify:
+    """The way of a request, wired."""
+    shadows = Shadows(catalogue, engine, admission, observer)
+    memory = PrefixMemory(REMEMBERED_TOKENS)
+    return Classify(catalogue, prompting.builder, engine, admission, memory, shadows, observer)
+
+
+def gate_of(settings: Settings, prompting: Prompting, choice: Choice, engine: ScoringEngine) -> Gate:
+    return Gate(prompting.builder, engine, settings.gate_tolerance or GATE_TOLERANCE[choice.dtype])
+
+
+async def prove(classify: Classify, gate: Gate) -> None:
+    """Pass everything that is loaded through the gate, withhold what fails, and warm the engine up.
+
+    A further revision that fails loses its traffic. Raises StartError when no classifier is left or one cannot answer.
+    """
+    catalogue = classify.catalogue
+    registry = catalogue.current.without(await gate.check(catalogue.current.select(())))
+    for name, deployment in registry.deployments.items():
+        for candidate in deployment.candidates:
+            if failures := await gate.check([candidate]):
+                logger.error("%s loses its further revisions: %s", name, failures[name])
+                registry = registry.with_deployment(name, Deployment())
+                break
+    catalogue.replace(registry)
+    for name, why in registry.withheld.items():
+        logger.error("%s is withheld: %s", name, why)
+    classify.memory.forget()
+    await warm_up(classify)
 
 
 async def warm_up(classify: Classify) -> None:
     """Ask every classifier that is not withheld once. Raises StartError when one cannot answer or none is left."""
-    serving = classify.registry.serving_names
-    if not serving:
+    registry = classify.catalogue.current
+    if not registry.serving_names:
         raise StartError("Every classifier is withheld, so there is nothing to serve; the log above says why.")
-    answers = await classify.fan_out(WARM_UP, serving)
+    answers = await classify.fan_out(WARM_UP, registry.serving_names)
     failed = [name for name, outcome in answers.results if isinstance(outcome, FantailError)]
     if failed:
         raise StartError(f"These classifiers give no usable answer: {', '.join(failed)}; the log above says why.")
-    logger.info("%d of %d classifiers passed their gate and answer", len(serving), len(classify.registry.classifiers))
-
-
-async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was accepted. Raises StartError."""
-    stop = asyncio.Event()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, stop.set)
-    async with (
-        start_classify(settings) as classify,
-        listen(
-            classify, settings.address, settings.max_turns, settings.max_message_bytes, settings.grace_seconds
-        ) as port,
-    ):
-        logger.info("serving on %s", settings.address.rsplit(":", 1)[0] + f":{port}")
-        await stop.wait()
-        logger.info("stopping")
+    logger.info(
+        "%d of %d classifiers passed their gate and answer", len(registry.serving_names), len(registry.classifiers)
+    )

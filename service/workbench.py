@@ -46,7 +46,7 @@ def classifier_folders(directory: Path, names: Sequence[str]) -> list[Path]:
 
 def require_valid(prompting: Prompting, folder: Path) -> None:
     """Raise RegistryError with everything that is wrong with a classifier folder."""
-    _, _, problems = loader_of(prompting).load_one(folder)
+    _, problems = loader_of(prompting).load_one(folder)
     if problems:
         raise RegistryError([f"{folder.name}: {problem}" for problem in problems])
 
@@ -61,7 +61,7 @@ def refresh_probes(prompting: Prompting, folders: Sequence[Path], files: Sequenc
     loader = loader_of(prompting, PROBES_FILE, CALIBRATION_FILE)
     classifiers, problems = [], []
     for folder in folders:
-        classifier, _, found = loader.load_one(folder)
+        classifier, found = loader.load_one(folder)
         problems += [f"{folder.name}: {problem}" for problem in found]
         if classifier is not None and classifier.adapter is not None:
             classifiers.append((folder, classifier))
@@ -95,7 +95,7 @@ async def calibrate(
     data = _digests(files)
     async with start_classify(settings, CALIBRATION_FILE) as classify:
         predictions = await _predict(classify, records, console, "asking about the calibration split")
-    withheld = classify.registry.withheld
+    withheld = classify.catalogue.current.withheld
     if problems := [
         f"{name}: {withheld.get(name, 'no record of the calibration split carries its label')}"
         for name in manifests
@@ -105,7 +105,7 @@ async def calibrate(
     loader = loader_of(load_prompting(settings))
     fitted = {name: fit_calibration(predictions[name], manifests[name].targets) for name in manifests}
     for name, found in fitted.items():
-        classifier = classify.registry.get(name)
+        classifier = classify.catalogue.current.get(name)
         digest = loader.calibration_digest(manifests[name], classifier.adapter)
         facts = {**found.facts, "data": data, "missed_targets": list(found.missed)}
         labels = tuple(label.name for label in classifier.labels)
@@ -201,7 +201,7 @@ def _say_unanswered(
     if not found:
         raise ConfigurationError("no record carries the label of a classifier that is served")
     for name in sorted({name for record in asked for name in record.labels} - set(found)):
-        why = classify.registry.withheld.get(name, "it is not served")
+        why = classify.catalogue.current.withheld.get(name, "it is not served")
         console.print(f"[red]{name} is not evaluated[/]: {why}")
 
 
@@ -217,7 +217,7 @@ async def compare_revisions(
         changed = settings.model_copy(update={"classifiers": folder})
         records = in_split(read_records(files, labels_of(classifier_folders(folder, []))), split)
         async with start_classify(changed) as classify:
-            if withheld := classify.registry.withheld:
+            if withheld := classify.catalogue.current.withheld:
                 reasons = "\n".join(f"{name}: {why}" for name, why in withheld.items())
                 raise ConfigurationError(f"{folder} withholds classifiers:\n{reasons}")
             return await _predict(classify, records, console, f"asking {folder}")
@@ -239,7 +239,7 @@ def in_split(records: Sequence[Record], split: str) -> list[Record]:
 async def _predict(
     classify: Classify, records: Sequence[Record], console: Console, what: str
 ) -> dict[str, Predictions]:
-    served = classify.registry.classifiers
+    served = classify.catalogue.current.classifiers
     known = [replace(r, labels={name: label for name, label in r.labels.items() if name in served}) for r in records]
     with Progress(console=console) as bars:
         bar = bars.add_task(what, total=sum(bool(record.labels) for record in known))

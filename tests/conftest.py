@@ -12,7 +12,7 @@ from service.base_model import BUNDLED, BaseModel, describe_base, resolve_base
 from service.prompt.builder import PromptBuilder
 from service.prompt.format import PromptFormat, load_prompt_format
 from service.prompt.tokenizer import PromptTokenizer
-from service.registry.registry import RegistryLoader
+from service.registry.loader import RegistryLoader
 from tests import support
 
 CONTEXT_TOKENS = 8192

@@ -10,10 +10,19 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from service.admission import Admission
 from service.base_model import BaseModel
+from service.catalogue import Catalogue
+from service.classify import Classify
 from service.domain import AdapterKind, Conversation, Role, Turn
+from service.engine.base import ScoringEngine
+from service.observer import Observer
+from service.prefix_memory import PrefixMemory
+from service.prompt.builder import PromptBuilder
 from service.registry.adapter import CONFIG_FILE, WEIGHT_PREFIX, WEIGHTS_FILE
 from service.registry.manifest import MANIFEST_FILE
+from service.registry.registry import Registry
+from service.shadow import Shadows
 
 REPOSITORY = Path(__file__).parents[1]
 CLASSIFIERS = REPOSITORY / "classifiers"
@@ -34,6 +43,20 @@ def talk(*texts: str, id: str = "talk") -> Conversation:
     """A conversation of these texts; customer and agent take turns, the customer begins."""
     roles = (Role.CUSTOMER, Role.AGENT)
     return Conversation(id, tuple(Turn(roles[index % 2], text) for index, text in enumerate(texts)))
+
+
+def classify_with(
+    registry: Registry,
+    builder: PromptBuilder,
+    engine: ScoringEngine,
+    admission: Admission | None = None,
+    observer: Observer | None = None,
+) -> Classify:
+    """The way of a request around an engine; nothing is turned away unless the test says so."""
+    catalogue = Catalogue(registry)
+    admission, observer = admission or Admission(1 << 20, 1 << 40), observer or Observer()
+    shadows = Shadows(catalogue, engine, admission, observer)
+    return Classify(catalogue, builder, engine, admission, PrefixMemory(100_000), shadows, observer)
 
 
 def changed(original: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

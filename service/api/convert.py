@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from google.protobuf.duration_pb2 import Duration
+from collections.abc import Sequence
 
-from service.api.status import rpc_status
-from service.classify import Answers
+from service.api.status import duration, rpc_status
+from service.classify import Answers, Outcome, Result
 from service.domain import (
     AdapterKind,
     Classification,
     Classifier,
     Conversation,
+    Priority,
     Role,
     StageSeconds,
     TokenUsage,
@@ -22,6 +23,7 @@ from service.errors import (
     EmptyConversationError,
     FantailError,
     InvalidRequestError,
+    InvalidTimeoutError,
     RoleMissingError,
     TextMissingError,
 )
@@ -41,38 +43,60 @@ ADAPTER_KINDS = {
     AdapterKind.PLAIN: classifier_pb2.ADAPTER_KIND_PLAIN,
     None: classifier_pb2.ADAPTER_KIND_NONE,
 }
+PRIORITIES = {
+    Priority.CRITICAL: classifier_pb2.PRIORITY_CRITICAL,
+    Priority.NORMAL: classifier_pb2.PRIORITY_NORMAL,
+    Priority.LOW: classifier_pb2.PRIORITY_LOW,
+}
 
 
-def conversation_problems(message: pb.Conversation, max_turns: int) -> list[InvalidRequestError]:
-    """Everything that is wrong with a conversation before it is tokenised."""
+def conversation_problems(
+    message: pb.Conversation, max_turns: int, field: str = "conversation"
+) -> list[InvalidRequestError]:
+    """Everything that is wrong with a conversation before it is tokenised. `field`: its path in the request."""
     if not message.turns:
-        return [EmptyConversationError("The conversation has no turns; send at least one.", "conversation.turns")]
-    if len(message.turns) > max_turns:
+        return [EmptyConversationError("The conversation has no turns; send at least one.", f"{field}.turns")]
+    return turns_problems(message.turns, 0, max_turns, f"{field}.turns")
+
+
+def turns_problems(turns: Sequence[pb.Turn], before: int, max_turns: int, field: str) -> list[InvalidRequestError]:
+    """Everything that is wrong with turns that come after `before` others."""
+    if before + len(turns) > max_turns:
         size = (
-            f"The conversation has {len(message.turns)} turns, this server accepts {max_turns}; send the latest ones."
+            f"The conversation has {before + len(turns)} turns, this server accepts {max_turns}; send the latest ones."
         )
-        return [ConversationTooLongError(size, "conversation.turns", {"max_turns": str(max_turns)})]
-    return [problem for index, turn in enumerate(message.turns) for problem in _turn_problems(index, turn)]
+        return [ConversationTooLongError(size, field, {"max_turns": str(max_turns)})]
+    return [problem for index, turn in enumerate(turns) for problem in _turn_problems(index, turn, field)]
+
+
+def timeout_problems(message: pb.FollowRequest) -> list[InvalidRequestError]:
+    """What is wrong with the time a message of a live conversation may take."""
+    if message.HasField("timeout") and message.timeout.ToNanoseconds() <= 0:
+        return [InvalidTimeoutError("The timeout is not positive; leave it out for none.", "timeout")]
+    return []
 
 
 def conversation_from_proto(message: pb.Conversation) -> Conversation:
     """A conversation that has no problems."""
-    return Conversation(message.id, tuple(Turn(ROLES[turn.role], turn.text) for turn in message.turns))
+    return Conversation(message.id, turns_from_proto(message.turns))
 
 
-def _turn_problems(index: int, turn: pb.Turn) -> list[InvalidRequestError]:
+def turns_from_proto(turns: Sequence[pb.Turn]) -> tuple[Turn, ...]:
+    """Turns that have no problems."""
+    return tuple(Turn(ROLES[turn.role], turn.text) for turn in turns)
+
+
+def _turn_problems(index: int, turn: pb.Turn, field: str) -> list[InvalidRequestError]:
     problems: list[InvalidRequestError] = []
     if turn.role not in ROLES:
         problems.append(
             RoleMissingError(
                 f"Turn {index} has no known role; say ROLE_CUSTOMER, ROLE_AGENT or ROLE_SYSTEM.",
-                f"conversation.turns[{index}].role",
+                f"{field}[{index}].role",
             )
         )
     if not turn.text.strip():
-        problems.append(
-            TextMissingError(f"Turn {index} has no text; leave empty turns out.", f"conversation.turns[{index}].text")
-        )
+        problems.append(TextMissingError(f"Turn {index} has no text; leave empty turns out.", f"{field}[{index}].text"))
     return problems
 
 
@@ -92,9 +116,27 @@ def fan_out_response_to_proto(answers: Answers, request_id: str) -> pb.FanOutRes
     )
 
 
-def _result_to_proto(
-    name: str, outcome: Classification | FantailError, truncation: Truncation, request_id: str
-) -> pb.FanOutResult:
+def stream_result_to_proto(result: Result, request_id: str) -> pb.FanOutResult:
+    found = _result_to_proto(result.name, result.outcome, result.truncation, request_id)
+    found.durations.CopyFrom(durations_to_proto(result.stages))
+    return found
+
+
+def batch_item_to_proto(outcome: Answers | FantailError, request_id: str) -> pb.ClassifyBatchItem:
+    if isinstance(outcome, FantailError):
+        return pb.ClassifyBatchItem(status=rpc_status(outcome, request_id))
+    return pb.ClassifyBatchItem(fan_out=fan_out_response_to_proto(outcome, request_id))
+
+
+def follow_response_to_proto(
+    message: int, turns: int, outcome: Answers | FantailError, request_id: str
+) -> pb.FollowResponse:
+    if isinstance(outcome, FantailError):
+        return pb.FollowResponse(message=message, turns=turns, status=rpc_status(outcome, request_id))
+    return pb.FollowResponse(message=message, turns=turns, fan_out=fan_out_response_to_proto(outcome, request_id))
+
+
+def _result_to_proto(name: str, outcome: Outcome, truncation: Truncation, request_id: str) -> pb.FanOutResult:
     if isinstance(outcome, FantailError):
         return pb.FanOutResult(classifier=name, status=rpc_status(outcome, request_id))
     return pb.FanOutResult(classifier=name, classification=classification_to_proto(outcome, truncation))
@@ -124,17 +166,11 @@ def usage_to_proto(value: TokenUsage) -> pb.TokenUsage:
 
 def durations_to_proto(value: StageSeconds) -> pb.StageDurations:
     return pb.StageDurations(
-        prompt=_duration(value.prompt),
-        engine=_duration(value.engine),
-        scoring=_duration(value.scoring),
-        total=_duration(value.total),
+        prompt=duration(value.prompt),
+        engine=duration(value.engine),
+        scoring=duration(value.scoring),
+        total=duration(value.total),
     )
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e9))
-    return duration
 
 
 def classifier_to_proto(value: Classifier, registry: Registry) -> classifier_pb2.Classifier:
@@ -150,6 +186,11 @@ def classifier_to_proto(value: Classifier, registry: Registry) -> classifier_pb2
         withheld_because=withheld_because or "",
         calibrated=value.calibration is not None,
         thresholds=_thresholds_to_proto(value),
+        priority=PRIORITIES[value.priority],
+        traffic=[
+            classifier_pb2.RevisionShare(revision=revision, percent=percent)
+            for revision, percent in registry.shares(value.name).items()
+        ],
     )
 
 

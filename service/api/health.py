@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health
 
+from service.catalogue import Catalogue
 from service.engine.base import ScoringEngine
-from service.errors import EngineDeadError
+from service.errors import EngineDeadError, NotServingError
 
 logger = logging.getLogger(__name__)
 
-CHECK_SECONDS = 1.0
+CHECK_SECONDS = 0.5
 LAST_WORD_SECONDS = 0.2
 """How long a watcher has to be told that the server stops."""
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class DrainingHealthServicer(health.HealthServicer):
@@ -47,38 +52,49 @@ class DrainingHealthServicer(health.HealthServicer):
 
 
 class Health:
-    """Follows the engine; `names` are reported beside the overall state (the empty name), `withheld` never serve."""
+    """Follows the engine and the catalogue. `services`: reported beside the overall state (the empty name)."""
 
-    def __init__(self, engine: ScoringEngine, names: Sequence[str], withheld: Collection[str] = ()) -> None:
+    def __init__(self, engine: ScoringEngine, catalogue: Catalogue, services: Sequence[str], prefix: str) -> None:
         self.servicer = DrainingHealthServicer()
-        self._engine = engine
-        self._names = ("", *names)
-        self._withheld = withheld
-        self._serving: bool | None = None
+        self._engine, self._catalogue = engine, catalogue
+        self._services = ("", *services)
+        self._prefix = prefix
+        self._told: dict[str, int] = {}
 
     async def follow(self) -> None:
-        """Check the engine for as long as the task runs."""
+        """Check for as long as the task runs."""
         while True:
             await self.update()
             await asyncio.sleep(CHECK_SECONDS)
 
     async def update(self) -> None:
-        """Check the engine once and report what changed."""
-        try:
-            await self._engine.check()
-            serving = True
-        except EngineDeadError:
-            serving = False
-        if serving != self._serving:
-            self._serving = serving
+        """Check once and report what changed."""
+        states = await self._states()
+        for name in self._told.keys() - states.keys():
+            states[name] = SERVICE_UNKNOWN
+        if states[""] != self._told.get("", NOT_SERVING):
+            serving = states[""] == SERVING
             logger.log(
-                logging.INFO if serving else logging.ERROR, "health: %s", "serving" if serving else "the engine is dead"
+                logging.INFO if serving else logging.ERROR, "health: %s", "serving" if serving else "not serving"
             )
-            state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-            for name in self._names:
-                withheld = health_pb2.HealthCheckResponse.NOT_SERVING
-                await self.servicer.set(name, withheld if name in self._withheld else state)
+        for name, state in states.items():
+            if self._told.get(name) != state:
+                self._told[name] = state
+                await self.servicer.set(name, state)
 
     async def drain(self) -> None:
         """Report not serving from now on, whatever the engine says."""
         await self.servicer.enter_graceful_shutdown()
+
+    async def _states(self) -> dict[str, Any]:
+        state: Any = SERVING
+        try:
+            await self._engine.check()
+        except (EngineDeadError, NotServingError):
+            state = NOT_SERVING
+        registry = self._catalogue.current
+        withheld = registry.withheld
+        states = dict.fromkeys(self._services, state)
+        return states | {
+            f"{self._prefix}/{name}": NOT_SERVING if name in withheld else state for name in registry.classifiers
+        }

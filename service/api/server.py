@@ -5,50 +5,87 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from service.api.admin import AdminServicer
 from service.api.health import Health
+from service.api.interceptors.admission import AdmissionInterceptor
+from service.api.interceptors.auth import AuthInterceptor
+from service.api.interceptors.deadline import DeadlineInterceptor
 from service.api.interceptors.errors import ErrorInterceptor
-from service.api.servicer import ClassificationServicer
+from service.api.interceptors.metrics import MetricsInterceptor
+from service.api.servicer import ClassificationServicer, Limits
+from service.api.tls import TlsFiles, server_credentials
 from service.classify import Classify
+from service.deploy import Deployer
 from service.errors import ConfigurationError
-from service.pb.fantail.v1 import classification_service_pb2, classification_service_pb2_grpc
+from service.keys import KeyRing
+from service.metrics import Metrics
+from service.pb.fantail.v1 import (
+    admin_service_pb2,
+    admin_service_pb2_grpc,
+    classification_service_pb2,
+    classification_service_pb2_grpc,
+)
 
 SERVICE = classification_service_pb2.DESCRIPTOR.services_by_name["ClassificationService"].full_name
+ADMIN = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """How a server is reached and by whom.
+
+    `address`: host and port, 0 for any free one; `longest_seconds`: after which every call ends; `grace_seconds`: how
+    long accepted calls may take when the server stops; `keys`, `tls`: None lets everybody in, in the clear.
+    """
+
+    address: str
+    max_message_bytes: int = 4 << 20
+    longest_seconds: float = 60.0
+    grace_seconds: float = 30.0
+    limits: Limits = Limits()
+    reflection: bool = True
+    keys: KeyRing | None = None
+    tls: TlsFiles | None = None
 
 
 @contextlib.asynccontextmanager
 async def listen(
-    classify: Classify, address: str, max_turns: int, max_message_bytes: int, grace_seconds: float
+    classify: Classify, listening: Listening, metrics: Metrics, deployer: Deployer | None = None
 ) -> AsyncIterator[int]:
-    """Serve on `address` (port 0: any free one) and yield the port; at the end finish accepted calls within the grace.
+    """Serve and yield the port; at the end take on nothing more and finish accepted calls within the grace.
 
-    Raises ConfigurationError when the address cannot be bound.
+    `deployer`: None serves no admin service. Raises ConfigurationError when the address cannot be bound.
     """
+    admission = classify.admission
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()],
-        options=[("grpc.max_receive_message_length", max_message_bytes), ("grpc.so_reuseport", 0)],
+        interceptors=[
+            MetricsInterceptor(metrics),
+            ErrorInterceptor(),
+            AuthInterceptor(listening.keys),
+            DeadlineInterceptor(listening.longest_seconds),
+            AdmissionInterceptor(admission),
+        ],
+        options=[("grpc.max_receive_message_length", listening.max_message_bytes), ("grpc.so_reuseport", 0)],
     )
-    registry = classify.registry
-    classifiers = {name: f"{SERVICE}/{name}" for name in registry.classifiers}
-    withheld = {classifiers[name] for name in registry.withheld}
-    health = Health(classify.engine, (SERVICE, *classifiers.values()), withheld)
+    services = [SERVICE]
     classification_service_pb2_grpc.add_ClassificationServiceServicer_to_server(
-        ClassificationServicer(classify, max_turns), server
+        ClassificationServicer(classify, listening.limits), server
     )
+    if deployer is not None:
+        services.append(ADMIN)
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(deployer, metrics.last_used), server)
+    health = Health(classify.engine, classify.catalogue, services, SERVICE)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
-    reflection.enable_server_reflection(
-        (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
-    )
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise ConfigurationError(
-            f"FANTAIL_ADDRESS: cannot listen on {address}; is another server running there?"
-        ) from error
+    if listening.reflection:
+        reflection.enable_server_reflection((*services, HEALTH, reflection.SERVICE_NAME), server)
+    port = bind(server, listening)
     await health.update()
     await server.start()
     following = asyncio.create_task(health.follow())
@@ -56,5 +93,18 @@ async def listen(
         yield port
     finally:
         following.cancel()
+        admission.stop()
         await health.drain()
-        await server.stop(grace_seconds)
+        await server.stop(listening.grace_seconds)
+
+
+def bind(server: grpc.aio.Server, listening: Listening) -> int:
+    """Bind the address; returns the port. Raises ConfigurationError."""
+    try:
+        if listening.tls is None:
+            return server.add_insecure_port(listening.address)
+        return server.add_secure_port(listening.address, server_credentials(listening.tls))
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"FANTAIL_ADDRESS: cannot listen on {listening.address}; is another server running there?"
+        ) from error

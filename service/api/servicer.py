@@ -2,49 +2,128 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from grpc.aio import ServicerContext
 
 from service.api.convert import (
+    batch_item_to_proto,
     classifier_to_proto,
     classify_response_to_proto,
     conversation_from_proto,
     conversation_problems,
     fan_out_response_to_proto,
+    follow_response_to_proto,
+    stream_result_to_proto,
+    timeout_problems,
+    turns_from_proto,
+    turns_problems,
+    usage_to_proto,
 )
-from service.classify import Classify, name_problems
-from service.errors import ClassifierNameMissingError, raise_all
+from service.api.status import DEFECT
+from service.call import Call, current_call
+from service.classify import Answers, Classify, name_problems
+from service.deadline import Deadline
+from service.domain import TokenUsage
+from service.errors import (
+    BatchTooLargeError,
+    ClassifierNameMissingError,
+    EmptyBatchError,
+    FantailError,
+    InvalidRequestError,
+    StoppingError,
+    raise_all,
+)
+from service.follow import LiveConversation
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceServicer
-from service.request_id import request_id
+
+logger = logging.getLogger(__name__)
 
 Context = ServicerContext[Any, Any]
 
 NAME_IT = "Name the classifier; ListClassifiers names them all."
 
+BATCH_AT_ONCE = 4
+"""Conversations of one batch under way at once: enough to keep the engine busy beside nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one call may ask for. `follow_seconds`: how long a message of a live conversation may take at most."""
+
+    max_turns: int = 1000
+    max_batch: int = 256
+    follow_seconds: float = 60.0
+
 
 class ClassificationServicer(ClassificationServiceServicer):
-    """`max_turns`: beyond which a conversation is refused."""
+    """Answers calls; what it raises, an interceptor turns into statuses."""
 
-    def __init__(self, classify: Classify, max_turns: int) -> None:
+    def __init__(self, classify: Classify, limits: Limits) -> None:
         self._classify = classify
-        self._max_turns = max_turns
+        self._limits = limits
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
         missing = [] if request.classifier else [ClassifierNameMissingError(NAME_IT, "classifier")]
-        raise_all([*conversation_problems(request.conversation, self._max_turns), *missing])
+        raise_all([*conversation_problems(request.conversation, self._limits.max_turns), *missing])
         conversation = conversation_from_proto(request.conversation)
-        return classify_response_to_proto(*await self._classify.one(conversation, request.classifier))
+        answer = await self._classify.one(conversation, request.classifier, current_call())
+        return classify_response_to_proto(*answer)
 
     async def FanOut(self, request: pb.FanOutRequest, context: Context) -> pb.FanOutResponse:
-        problems = conversation_problems(request.conversation, self._max_turns)
-        raise_all([*problems, *name_problems(request.classifiers)])
-        conversation = conversation_from_proto(request.conversation)
-        return fan_out_response_to_proto(await self._classify.fan_out(conversation, request.classifiers), request_id())
+        self._require_valid(request)
+        conversation, call = conversation_from_proto(request.conversation), current_call()
+        return fan_out_response_to_proto(
+            await self._classify.fan_out(conversation, request.classifiers, call), call.request_id
+        )
+
+    async def StreamFanOut(self, request: pb.FanOutRequest, context: Context) -> AsyncIterator[pb.FanOutResult]:
+        self._require_valid(request)
+        conversation, call = conversation_from_proto(request.conversation), current_call()
+        stream = self._classify.stream(conversation, request.classifiers, call)
+        async with contextlib.aclosing(stream) as results:
+            async for result in results:
+                yield stream_result_to_proto(result, call.request_id)
+
+    async def ClassifyBatch(self, request: pb.ClassifyBatchRequest, context: Context) -> pb.ClassifyBatchResponse:
+        raise_all([*self._batch_problems(request), *name_problems(request.classifiers)])
+        call = replace(current_call(), background=True)
+        permits = asyncio.Semaphore(BATCH_AT_ONCE)
+
+        async def item(index: int) -> Answers | FantailError:
+            async with permits:
+                return await self._answers_in_batch(request, index, call)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(item(index)) for index in range(len(request.conversations))]
+        outcomes = [task.result() for task in tasks]
+        usage = sum((each.usage for each in outcomes if isinstance(each, Answers)), TokenUsage())
+        return pb.ClassifyBatchResponse(
+            items=[batch_item_to_proto(each, call.request_id) for each in outcomes], usage=usage_to_proto(usage)
+        )
+
+    async def Follow(
+        self, requests: AsyncIterator[pb.FollowRequest], context: Context
+    ) -> AsyncIterator[pb.FollowResponse]:
+        live = LiveConversation(self._classify)
+        message = 0
+        async for request in until(self._classify.admission.stopping, requests):
+            message += 1
+            call = self._call_of(request)
+            outcome = await self._followed(live, request, call)
+            if outcome is not None:
+                yield follow_response_to_proto(message, len(live.turns), outcome, call.request_id)
+        if self._classify.admission.stopping.is_set():
+            raise StoppingError("The server is stopping; another may go on with the conversation.")
 
     async def ListClassifiers(self, request: pb.ListClassifiersRequest, context: Context) -> pb.ListClassifiersResponse:
-        registry = self._classify.registry
+        registry = self._classify.catalogue.current
         return pb.ListClassifiersResponse(
             classifiers=[classifier_to_proto(each, registry) for each in registry.select(())]
         )
@@ -52,6 +131,89 @@ class ClassificationServicer(ClassificationServiceServicer):
     async def GetClassifier(self, request: pb.GetClassifierRequest, context: Context) -> pb.GetClassifierResponse:
         if not request.classifier:
             raise ClassifierNameMissingError(NAME_IT, "classifier")
-        registry = self._classify.registry
+        registry = self._classify.catalogue.current
         found = registry.get(request.classifier)
         return pb.GetClassifierResponse(classifier=classifier_to_proto(found, registry))
+
+    def _require_valid(self, request: pb.FanOutRequest) -> None:
+        problems = conversation_problems(request.conversation, self._limits.max_turns)
+        raise_all([*problems, *name_problems(request.classifiers)])
+
+    def _batch_problems(self, request: pb.ClassifyBatchRequest) -> list[InvalidRequestError]:
+        size, most = len(request.conversations), self._limits.max_batch
+        if not size:
+            return [EmptyBatchError("The batch has no conversations; send at least one.", "conversations")]
+        if size > most:
+            message = f"The batch has {size} conversations, this server accepts {most} in one call; split it."
+            return [BatchTooLargeError(message, "conversations", {"max_conversations": str(most)})]
+        return []
+
+    async def _answers_in_batch(
+        self, request: pb.ClassifyBatchRequest, index: int, call: Call
+    ) -> Answers | FantailError:
+        message = request.conversations[index]
+        try:
+            raise_all(conversation_problems(message, self._limits.max_turns, f"conversations[{index}]"))
+            return await self._classify.fan_out(conversation_from_proto(message), request.classifiers, call)
+        except FantailError as error:
+            return error
+
+    def _call_of(self, request: pb.FollowRequest) -> Call:
+        """The terms of one message: those of the whole call, with the message's own time."""
+        seconds = self._limits.follow_seconds
+        if request.HasField("timeout"):
+            seconds = min(seconds, max(0.0, request.timeout.ToNanoseconds() / 1e9))
+        call = current_call()
+        return replace(call, deadline=call.deadline.no_later_than(Deadline.after(seconds)))
+
+    async def _followed(
+        self, live: LiveConversation, request: pb.FollowRequest, call: Call
+    ) -> Answers | FantailError | None:
+        """Take over a message and answer it; None when it wants no answer."""
+        try:
+            raise_all(self._message_problems(live, request))
+        except InvalidRequestError as error:
+            return error
+        before = (live.turns, live.names)
+        new = turns_from_proto(request.turns)
+        live.id = live.id or request.conversation_id
+        live.turns = [*live.turns, *new]
+        if request.HasField("classifiers"):
+            live.names = tuple(request.classifiers.names)
+        if not live.wants_answers(new):
+            return None
+        try:
+            with self._classify.admission.call():
+                return await live.answers(call)
+        except InvalidRequestError as error:
+            live.turns, live.names = before
+            return error
+        except FantailError as error:
+            return error
+        except Exception:
+            logger.exception("request %s: a message of Follow failed", call.request_id)
+            return DEFECT
+
+    def _message_problems(self, live: LiveConversation, request: pb.FollowRequest) -> list[InvalidRequestError]:
+        problems = turns_problems(request.turns, len(live.turns), self._limits.max_turns, "turns")
+        if not live.turns and not request.turns:
+            problems += conversation_problems(pb.Conversation(), self._limits.max_turns)
+        names: Sequence[str] = request.classifiers.names
+        return [*problems, *timeout_problems(request), *name_problems(names)]
+
+
+async def until(stopping: asyncio.Event, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The requests of a stream until it ends or the server stops."""
+    stop = asyncio.ensure_future(stopping.wait())
+    try:
+        while True:
+            following = asyncio.ensure_future(anext(requests, None))
+            await asyncio.wait({stop, following}, return_when=asyncio.FIRST_COMPLETED)
+            if not following.done():
+                following.cancel()
+                return
+            if (request := following.result()) is None:
+                return
+            yield request
+    finally:
+        stop.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
@@ -29,8 +30,24 @@ TABLE: dict[type[errors.FantailError], tuple[StatusCode, ErrorReason.ValueType]]
     errors.DuplicateClassifierError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CLASSIFIER_DUPLICATED),
     errors.TooManyClassifiersError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CLASSIFIERS_TOO_MANY),
     errors.MalformedRequestError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_REQUEST_MALFORMED),
+    errors.EmptyBatchError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_BATCH_EMPTY),
+    errors.BatchTooLargeError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_BATCH_TOO_LARGE),
+    errors.InvalidTimeoutError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_TIMEOUT_INVALID),
+    errors.InvalidTrafficError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_TRAFFIC_INVALID),
+    errors.FolderOutsideError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_FOLDER_OUTSIDE),
+    errors.KeyInvalidError: (StatusCode.UNAUTHENTICATED, reasons.ERROR_REASON_KEY_INVALID),
+    errors.ScopeMissingError: (StatusCode.PERMISSION_DENIED, reasons.ERROR_REASON_SCOPE_MISSING),
     errors.UnknownClassifierError: (StatusCode.NOT_FOUND, reasons.ERROR_REASON_CLASSIFIER_UNKNOWN),
     errors.ClassifierWithheldError: (StatusCode.FAILED_PRECONDITION, reasons.ERROR_REASON_CLASSIFIER_WITHHELD),
+    errors.DeadlineExceededError: (StatusCode.DEADLINE_EXCEEDED, reasons.ERROR_REASON_DEADLINE_EXCEEDED),
+    errors.DeadlineTooNearError: (StatusCode.DEADLINE_EXCEEDED, reasons.ERROR_REASON_DEADLINE_TOO_NEAR),
+    errors.OverloadedError: (StatusCode.RESOURCE_EXHAUSTED, reasons.ERROR_REASON_OVERLOADED),
+    errors.RateLimitedError: (StatusCode.RESOURCE_EXHAUSTED, reasons.ERROR_REASON_RATE_LIMITED),
+    errors.StartingError: (StatusCode.UNAVAILABLE, reasons.ERROR_REASON_STARTING),
+    errors.StoppingError: (StatusCode.UNAVAILABLE, reasons.ERROR_REASON_STOPPING),
+    errors.UnknownRevisionError: (StatusCode.NOT_FOUND, reasons.ERROR_REASON_REVISION_UNKNOWN),
+    errors.RevisionInUseError: (StatusCode.FAILED_PRECONDITION, reasons.ERROR_REASON_REVISION_IN_USE),
+    errors.RevisionRefusedError: (StatusCode.FAILED_PRECONDITION, reasons.ERROR_REASON_REVISION_REFUSED),
     errors.EngineError: (StatusCode.INTERNAL, reasons.ERROR_REASON_ENGINE_FAILED),
     errors.EngineDeadError: (StatusCode.UNAVAILABLE, reasons.ERROR_REASON_ENGINE_DEAD),
 }
@@ -49,7 +66,16 @@ def rpc_status(error: errors.FantailError, request_id: str) -> status_pb2.Status
     ]
     if isinstance(error, errors.InvalidRequestError):
         details.append(error_details_pb2.BadRequest(field_violations=_violations((error, *error.others))))
+    if error.retry_after_s is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=duration(error.retry_after_s)))
     return status_pb2.Status(code=code.value[0], message=error.message, details=[_pack(detail) for detail in details])
+
+
+def duration(seconds: float) -> Duration:
+    """Seconds as the contract has them."""
+    found = Duration()
+    found.FromNanoseconds(round(seconds * 1e9))
+    return found
 
 
 def _violations(problems: Sequence[errors.InvalidRequestError]) -> list[error_details_pb2.BadRequest.FieldViolation]:

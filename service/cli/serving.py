@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from service.cli.common import configured, console
-from service.client import FantailClient, Turns
+from service.client import FantailClient, Tls, Turns
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.settings import Settings
 from service.show import show_fan_out
@@ -34,7 +34,7 @@ STOP_SECONDS = 60
 @commands.command()
 def serve() -> None:
     """Serve the classifiers over gRPC until SIGTERM; `fantail settings` lists what can be set."""
-    from service.start import serve
+    from service.serve import serve
 
     asyncio.run(serve(configured()))
 
@@ -84,14 +84,30 @@ def classify(
     classifier: Annotated[list[str] | None, typer.Option(help="Ask this one; repeatable. Default: all.")] = None,
     address: Annotated[str, typer.Option(help="The server.")] = "127.0.0.1:50051",
     timeout: Annotated[float, typer.Option(help="Deadline in seconds.")] = CALL_SECONDS,
+    key: Annotated[str | None, typer.Option(help="API key, where the server wants one.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="PEM of who signs the server's certificate; talk TLS.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the response as JSON.")] = False,
 ) -> None:
     """Ask a running server about a conversation."""
-    response = asyncio.run(_ask(address, _read_turns(conversation), classifier or [], timeout))
+    tls = Tls(roots=ca.read_bytes()) if ca else None
+    response = asyncio.run(_ask(address, _read_turns(conversation), classifier or [], timeout, key, tls))
     if as_json:
         print(MessageToJson(response, always_print_fields_with_no_presence=True))
     else:
         show_fan_out(response, console)
+
+
+@commands.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Who will call with it.")],
+    scope: Annotated[list[str] | None, typer.Option(help="classify or admin; repeatable. Default classify.")] = None,
+) -> None:
+    """Make an API key: print it once, and the entry for the file that FANTAIL_KEYS names."""
+    from service.keys import CLASSIFY, new_key
+
+    made, digest = new_key()
+    scopes = ", ".join(f'"{each}"' for each in scope or [CLASSIFY])
+    print(f'# the key, shown once: {made}\n[[key]]\nname = "{name}"\nsha256 = "{digest}"\nscopes = [{scopes}]')
 
 
 @commands.command()
@@ -118,7 +134,7 @@ def demo(
         server = subprocess.Popen(command, env=os.environ | {"FANTAIL_ADDRESS": address}, stdout=log, stderr=log)
         try:
             with console.status("starting the server (most of it is importing and loading) …"):
-                started = asyncio.run(_reachable(address, server))
+                started = asyncio.run(_serving(address, server))
             if started:
                 show_fan_out(asyncio.run(_ask(address, turns, [], CALL_SECONDS)), console)
         finally:
@@ -143,15 +159,17 @@ def _read_turns(path: Path) -> Turns:
         ) from error
 
 
-async def _ask(address: str, turns: Turns, classifiers: list[str], timeout: float) -> pb.FanOutResponse:
-    async with FantailClient(address) as client:
+async def _ask(
+    address: str, turns: Turns, classifiers: list[str], timeout: float, key: str | None = None, tls: Tls | None = None
+) -> pb.FanOutResponse:
+    async with FantailClient(address, key=key, tls=tls) as client:
         return await client.fan_out(turns, classifiers, timeout=timeout)
 
 
-async def _reachable(address: str, server: subprocess.Popen[bytes]) -> bool:
-    """Wait until the server answers, or until it ends, which is False."""
+async def _serving(address: str, server: subprocess.Popen[bytes]) -> bool:
+    """Wait until the server serves, or until it ends, which is False."""
     async with FantailClient(address) as client:
-        waiting = asyncio.create_task(client.wait_until_reachable())
+        waiting = asyncio.create_task(client.wait_until_serving())
         async with asyncio.timeout(START_SECONDS):
             while not waiting.done():
                 if server.poll() is not None:

@@ -1,5 +1,7 @@
-"""The Python client: needs grpcio and protobuf only."""
+"""A client of the contract; needs grpcio and protobuf alone."""
 
-from service.client.client import FantailClient, RpcError, Turns
+from service.client.client import FantailClient, FollowedConversation, Tls, Turns
+from service.client.errors import RpcError
+from service.client.sync import FantailSyncClient
 
-__all__ = ["FantailClient", "RpcError", "Turns"]
+__all__ = ["FantailClient", "FantailSyncClient", "FollowedConversation", "RpcError", "Tls", "Turns"]

@@ -2,51 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
+from google.protobuf.duration_pb2 import Duration
 
+from service.client.errors import RpcError
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1 import classifier_pb2
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
 
-DETAILS_KEY = "grpc-status-details-bin"
 ROLES = {"customer": pb.ROLE_CUSTOMER, "agent": pb.ROLE_AGENT, "system": pb.ROLE_SYSTEM}
+
+Metadata = tuple[tuple[str, str], ...]
 
 Turns = Sequence[tuple[Literal["customer", "agent", "system"], str]]
 """A conversation as (role, text) pairs, oldest first."""
 
-Reply = TypeVar("Reply")
+ATTEMPTS = 3
+"""How often at most a call is made, within its deadline, while servers are unavailable or overloaded."""
+
+SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": "fantail.v1.ClassificationService"}],
+            # Nothing here changes anything, so every call may be repeated. RESOURCE_EXHAUSTED is not among the codes:
+            # it is repeated by `_patiently`, which keeps the delay that the server asks for.
+            "retryPolicy": {
+                "maxAttempts": ATTEMPTS,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 3,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+SERVING = b"\x08\x01"
+"""grpc.health.v1.HealthCheckResponse{status: SERVING}: two bytes that spare the client a dependency."""
+
+POLL_SECONDS = 0.2
+
+Request = TypeVar("Request", contravariant=True)
+Reply = TypeVar("Reply", covariant=True)
 
 
-class RpcError(Exception):
-    """A call that failed.
+class Method(Protocol[Request, Reply]):
+    """One of the stub's methods."""
 
-    `code`: the gRPC status; `reason`: an `ErrorReason` name, empty when the failure is not the server's own;
-    `metadata`: its facts; `request_id`: what to quote to the operator; `violations`: field to what is wrong with it.
-    """
+    def __call__(self, request: Request, /, *, timeout: float, metadata: Metadata) -> Awaitable[Reply]: ...
 
-    def __init__(self, error: grpc.aio.AioRpcError) -> None:
-        self.code = error.code()
-        self.message = error.details() or ""
-        super().__init__(f"{self.code.name}: {self.message}")
-        info, request, invalid = (
-            error_details_pb2.ErrorInfo(),
-            error_details_pb2.RequestInfo(),
-            error_details_pb2.BadRequest(),
-        )
-        raw = next((value for key, value in error.trailing_metadata() or () if key == DETAILS_KEY), None)
-        for detail in status_pb2.Status.FromString(raw).details if isinstance(raw, bytes) else ():
-            for message in (info, request, invalid):
-                if detail.Is(message.DESCRIPTOR):
-                    detail.Unpack(message)
-        self.reason = info.reason
-        self.metadata: Mapping[str, str] = dict(info.metadata)
-        self.request_id = request.request_id
-        self.violations = {violation.field: violation.description for violation in invalid.field_violations}
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM bytes. `roots`: who signs the server's certificate, None for the system's; `certificate`, `key`: the
+    caller's own, for servers that want one."""
+
+    roots: bytes | None = None
+    certificate: bytes | None = None
+    key: bytes | None = None
 
 
 class FantailClient:
@@ -54,10 +75,18 @@ class FantailClient:
 
     >>> async with FantailClient("127.0.0.1:50051") as client:
     ...     answer = await client.fan_out([("customer", "where is my refund??")], timeout=5)
+
+    `key`: an API key; `tls`: None talks in the clear, over which no key should travel beyond this machine.
     """
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address)
+    def __init__(self, address: str, *, key: str | None = None, tls: Tls | None = None) -> None:
+        options = [("grpc.service_config", json.dumps(SERVICE_CONFIG)), ("grpc.enable_retries", 1)]
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(address, options)
+        else:
+            credentials = grpc.ssl_channel_credentials(tls.roots, tls.key, tls.certificate)
+            self._channel = grpc.aio.secure_channel(address, credentials, options)
+        self._metadata: Metadata = (("authorization", f"Bearer {key}"),) if key else ()
         self._stub = ClassificationServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -68,40 +97,150 @@ class FantailClient:
     ) -> None:
         await self._channel.close()
 
-    async def wait_until_reachable(self) -> None:
-        """Return once the server accepts connections; wrap in `asyncio.timeout`."""
-        await self._channel.channel_ready()
+    async def wait_until_serving(self) -> None:
+        """Return once the server says that it serves; wrap in `asyncio.timeout`."""
+        check: Any = self._channel.unary_unary("/grpc.health.v1.Health/Check")
+        while True:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                if await check(b"", wait_for_ready=True) == SERVING:
+                    return
+            await asyncio.sleep(POLL_SECONDS)
 
-    async def classify(self, turns: Turns, classifier: str, *, timeout: float) -> pb.ClassifyResponse:
+    async def classify(self, turns: Turns, classifier: str, *, timeout: float, id: str = "") -> pb.ClassifyResponse:
         """Ask one classifier. Raises RpcError."""
-        request = pb.ClassifyRequest(conversation=conversation(turns), classifier=classifier)
-        return await _typed(self._stub.Classify(request, timeout=timeout))
+        request = pb.ClassifyRequest(conversation=conversation(turns, id), classifier=classifier)
+        return await self._patiently(self._stub.Classify, request, timeout)
 
-    async def fan_out(self, turns: Turns, classifiers: Sequence[str] = (), *, timeout: float) -> pb.FanOutResponse:
+    async def fan_out(
+        self, turns: Turns, classifiers: Sequence[str] = (), *, timeout: float, id: str = ""
+    ) -> pb.FanOutResponse:
         """Ask the named classifiers, or all. Raises RpcError for the call; each result has its own outcome."""
-        request = pb.FanOutRequest(conversation=conversation(turns), classifiers=classifiers)
-        return await _typed(self._stub.FanOut(request, timeout=timeout))
+        request = pb.FanOutRequest(conversation=conversation(turns, id), classifiers=classifiers)
+        return await self._patiently(self._stub.FanOut, request, timeout)
+
+    async def stream_fan_out(
+        self, turns: Turns, classifiers: Sequence[str] = (), *, timeout: float, id: str = ""
+    ) -> AsyncIterator[pb.FanOutResult]:
+        """The same, each result as soon as it is ready. Raises RpcError."""
+        request = pb.FanOutRequest(conversation=conversation(turns, id), classifiers=classifiers)
+        with typed_errors():
+            async for result in self._stub.StreamFanOut(request, timeout=timeout, metadata=self._metadata):
+                yield result
+
+    async def classify_batch(
+        self, conversations: Sequence[Turns], classifiers: Sequence[str] = (), *, timeout: float
+    ) -> pb.ClassifyBatchResponse:
+        """Ask about many conversations, in their order; each item has its own outcome. Raises RpcError."""
+        request = pb.ClassifyBatchRequest(
+            conversations=[conversation(turns) for turns in conversations], classifiers=classifiers
+        )
+        return await self._patiently(self._stub.ClassifyBatch, request, timeout)
+
+    @contextlib.asynccontextmanager
+    async def follow(
+        self, classifiers: Sequence[str] = (), *, timeout: float, id: str = ""
+    ) -> AsyncIterator[FollowedConversation]:
+        """Follow a live conversation for at most `timeout` seconds; `id`: the caller's own, of the conversation."""
+        call = self._stub.Follow(timeout=timeout, metadata=self._metadata)
+        try:
+            yield FollowedConversation(call, classifiers, id)
+            with typed_errors():
+                await call.done_writing()
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+        finally:
+            call.cancel()
 
     async def list_classifiers(self, *, timeout: float) -> Sequence[classifier_pb2.Classifier]:
         """All classifiers of the server, by name. Raises RpcError."""
-        return (await _typed(self._stub.ListClassifiers(pb.ListClassifiersRequest(), timeout=timeout))).classifiers
+        return (await self._patiently(self._stub.ListClassifiers, pb.ListClassifiersRequest(), timeout)).classifiers
 
     async def get_classifier(self, name: str, *, timeout: float) -> classifier_pb2.Classifier:
         """One classifier. Raises RpcError."""
-        return (
-            await _typed(self._stub.GetClassifier(pb.GetClassifierRequest(classifier=name), timeout=timeout))
-        ).classifier
+        request = pb.GetClassifierRequest(classifier=name)
+        return (await self._patiently(self._stub.GetClassifier, request, timeout)).classifier
+
+    async def _patiently(self, method: Method[Request, Reply], request: Request, timeout: float) -> Reply:
+        """Make a call; while the server is overloaded, make it again after the delay that it asks for, if time allows.
+
+        Raises RpcError.
+        """
+        clock = asyncio.get_running_loop().time
+        ends = clock() + timeout
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with typed_errors():
+                    return await method(request, timeout=max(0.0, ends - clock()), metadata=self._metadata)
+            except RpcError as error:
+                delay = error.retry_after_s
+                last = attempt == ATTEMPTS or error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED
+                if last or delay is None or clock() + delay >= ends:
+                    raise
+                await asyncio.sleep(delay)
+        raise AssertionError("the last attempt returns or raises")
 
 
-def conversation(turns: Turns) -> pb.Conversation:
+class FollowedConversation:
+    """A live conversation. Made by `FantailClient.follow`; tell it what is said, one message after the other."""
+
+    def __init__(self, call: Any, classifiers: Sequence[str], id: str) -> None:
+        self._call, self._id, self._messages = call, id, 0
+        self._classifiers: Sequence[str] | None = classifiers or None
+
+    async def tell(
+        self, turns: Turns, *, classifiers: Sequence[str] | None = None, timeout: float | None = None
+    ) -> pb.FanOutResponse | None:
+        """Add turns; returns the fan-out when the customer spoke last, None when somebody else did.
+
+        No turns: ask about the conversation as it stands. `classifiers`: ask these from now on, () for all; `timeout`:
+        seconds for this answer. Raises RpcError; after INVALID_ARGUMENT the turns are not part of the conversation,
+        after any other code they are, and the conversation can be gone on with unless the call itself has ended.
+        """
+        request = pb.FollowRequest(turns=conversation(turns).turns, conversation_id=self._id)
+        if (chosen := self._classifiers if classifiers is None else classifiers) is not None:
+            request.classifiers.CopyFrom(pb.ClassifierSelection(names=chosen))
+        if timeout is not None:
+            request.timeout.CopyFrom(_duration(timeout))
+        self._classifiers = None
+        with typed_errors():
+            await self._call.write(request)
+        self._messages += 1
+        if turns and turns[-1][0] != "customer":
+            return None
+        return await self._answer()
+
+    async def _answer(self) -> pb.FanOutResponse:
+        """The answer to the last message, or the refusal of one before it that wanted no answer."""
+        while True:
+            with typed_errors():
+                response = await self._call.read()
+                if response is grpc.aio.EOF:
+                    await self._call  # raises what ended the call
+                    raise RuntimeError("the server ended the conversation")
+            if response.WhichOneof("outcome") == "status":
+                raise RpcError.of_status(response.status)
+            if response.message == self._messages:
+                fan_out: pb.FanOutResponse = response.fan_out
+                return fan_out
+
+
+@contextlib.contextmanager
+def typed_errors() -> Iterator[None]:
+    """Turn what gRPC raises into RpcError."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise RpcError.of_call(error) from error
+
+
+def conversation(turns: Turns, id: str = "") -> pb.Conversation:
     """Turns as a message; a role it does not know is left for the server to refuse."""
     return pb.Conversation(
-        turns=[pb.Turn(role=ROLES.get(role, pb.ROLE_UNSPECIFIED), text=text) for role, text in turns]
+        id=id, turns=[pb.Turn(role=ROLES.get(role, pb.ROLE_UNSPECIFIED), text=text) for role, text in turns]
     )
 
 
-async def _typed(call: Awaitable[Reply]) -> Reply:
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        raise RpcError(error) from error
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration

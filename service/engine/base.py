@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.domain import Adapter, AdapterKind, Classifier, TokenUsage
@@ -27,13 +28,18 @@ class ScoringRequest:
     """One prompt to score at its last token.
 
     `token_ids`: the whole prompt; `label_ids`: tokens whose logprobs are wanted; `adapter`: None for the base model;
-    `activation_index`: first token an activated adapter changes, None for a plain one or none.
+    `activation_index`: first token an activated adapter changes, None for a plain one or none; `priority`: the lowest
+    is computed first; `cache_salt`: requests share KV only with those that have the same; `trace_headers`: W3C trace
+    context to join the engine's spans to.
     """
 
     token_ids: tuple[int, ...]
     label_ids: tuple[int, ...]
     adapter: EngineAdapter | None
     activation_index: int | None
+    priority: int = 0
+    cache_salt: str = ""
+    trace_headers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         activated = self.adapter is not None and self.adapter.adapter.kind is AdapterKind.ACTIVATED
@@ -49,6 +55,25 @@ class LabelLogprobs:
     usage: TokenUsage
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterPlace:
+    """An adapter in the engine. `slot`: where it can be computed with, None while it is only kept in memory;
+    `slot_loads`: how often it was put into a slot."""
+
+    slot: int | None
+    slot_loads: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCounters:
+    """The engine's own counts: requests being computed and waiting, KV blocks in use and in all."""
+
+    running: int
+    waiting: int
+    kv_blocks_used: int
+    kv_blocks: int
+
+
 class ScoringEngine(Protocol):
     """Scores prompts. Whoever starts one closes it; both are the business of its own context manager."""
 
@@ -61,4 +86,20 @@ class ScoringEngine(Protocol):
 
     async def check(self) -> None:
         """Raise EngineDeadError when the engine cannot serve."""
+        ...
+
+    async def load(self, adapter: EngineAdapter) -> None:
+        """Make an adapter resident; nothing happens when it is. Raises EngineError when it has no room or is unfit."""
+        ...
+
+    async def unload(self, adapter: EngineAdapter) -> None:
+        """Free an adapter that no request uses any more; nothing happens when it is not there. Raises EngineError."""
+        ...
+
+    async def places(self) -> Mapping[str, AdapterPlace]:
+        """Every resident adapter by name. Raises EngineDeadError."""
+        ...
+
+    async def counters(self) -> EngineCounters:
+        """What the engine is doing. Raises EngineDeadError."""
         ...

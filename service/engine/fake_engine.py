@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from service.domain import TokenUsage
-from service.engine.base import LabelLogprobs, ScoringRequest
+from service.engine.base import AdapterPlace, EngineAdapter, EngineCounters, LabelLogprobs, ScoringRequest
 from service.errors import EngineDeadError
 
 
@@ -18,7 +18,7 @@ class FakeEngine:
 
     `favour`: index of the label that each request gets most probability for. `fault`: raised, when it returns an
     error, instead of answering. `mass`: total probability of the labels. `requests`: everything asked so far;
-    `cancelled`: how many were cancelled while under way.
+    `cancelled`: how many were cancelled while under way; `unfit`: raised, when it returns an error, instead of loading.
     """
 
     latency_s: float = 0.0
@@ -28,17 +28,23 @@ class FakeEngine:
     dead: bool = False
     requests: list[ScoringRequest] = field(default_factory=list)
     cancelled: int = 0
+    unfit: Callable[[EngineAdapter], Exception | None] = lambda adapter: None
+    loaded: dict[str, int] = field(default_factory=dict)
+    under_way: int = 0
     _cached: set[tuple[int, ...]] = field(default_factory=set)
 
     async def score(self, request: ScoringRequest) -> LabelLogprobs:
         await self.check()
         self.requests.append(request)
         usage = self._usage(request)
+        self.under_way += 1
         try:
             await asyncio.sleep(self.latency_s)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+        finally:
+            self.under_way -= 1
         if (error := self.fault(request)) is not None:
             raise error
         rest = len(request.label_ids) - 1
@@ -49,6 +55,24 @@ class FakeEngine:
     async def check(self) -> None:
         if self.dead:
             raise EngineDeadError("The engine is not running.")
+
+    async def load(self, adapter: EngineAdapter) -> None:
+        await self.check()
+        if (error := self.unfit(adapter)) is not None:
+            raise error
+        self.loaded.setdefault(adapter.name, len(self.loaded))
+
+    async def unload(self, adapter: EngineAdapter) -> None:
+        await self.check()
+        self.loaded.pop(adapter.name, None)
+
+    async def places(self) -> Mapping[str, AdapterPlace]:
+        await self.check()
+        return {name: AdapterPlace(slot, 1) for name, slot in self.loaded.items()}
+
+    async def counters(self) -> EngineCounters:
+        await self.check()
+        return EngineCounters(self.under_way, 0, len(self._cached), 1000)
 
     def _usage(self, request: ScoringRequest) -> TokenUsage:
         shared = request.token_ids[: request.activation_index or 0]

@@ -7,56 +7,26 @@ import hashlib
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from service.domain import TokenUsage
-from service.engine.base import EngineAdapter, LabelLogprobs, ScoringRequest
-from service.engine.hardware import Choice
+from service.engine.base import AdapterPlace, EngineAdapter, EngineCounters, LabelLogprobs, ScoringRequest
+from service.engine.launch import VllmConfig, engine_args, process_environment
 from service.errors import EngineDeadError, EngineError, PluginInactiveError, StartError
 
 logger = logging.getLogger(__name__)
 
-RANK_SLOTS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The ranks vLLM can size its adapter slots for."""
-
 SHUTDOWN_SECONDS = 10.0
 """How long vLLM's processes may take to end before they are killed; requests are finished or aborted by then."""
-
-
-@dataclass(frozen=True, slots=True)
-class VllmConfig:
-    """What an engine is started with.
-
-    `adapters`: all that will be asked for; `slots`: how many are resident at once (None: all of them);
-    `context_tokens`: longest prompt and answer; `step_tokens`: most tokens computed in one engine step (None: vLLM's
-    own choice); `concurrent_sequences`: most prompts in one step; `gpu_memory_share`: of a GPU's memory.
-    """
-
-    model: Path
-    adapters: tuple[EngineAdapter, ...]
-    choice: Choice
-    context_tokens: int
-    step_tokens: int | None = None
-    slots: int | None = None
-    concurrent_sequences: int = 256
-    prefix_caching: bool = True
-    gpu_memory_share: float = 0.9
 
 
 class VllmEngine:
     """A running vLLM. Made by `start_vllm`, which also closes it."""
 
     def __init__(self, engine: Any, config: VllmConfig) -> None:
-        from vllm.lora.request import LoRARequest
-
-        self._engine = engine
-        self._loras = {
-            each.name: LoRARequest(each.name, lora_id, str(each.adapter.path))
-            for each, lora_id in zip(config.adapters, adapter_ids(config.adapters), strict=True)
-        }
+        self._engine, self._config = engine, config
+        self._loras: dict[str, Any] = {}
 
     async def score(self, request: ScoringRequest) -> LabelLogprobs:
         from vllm.exceptions import VLLMValidationError
@@ -64,16 +34,23 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
         from vllm.v1.engine.exceptions import EngineGenerateError
 
-        lora = self._loras[request.adapter.name] if request.adapter else None
+        prompt = TokensPrompt(prompt_token_ids=list(request.token_ids))
+        if request.cache_salt:
+            prompt["cache_salt"] = request.cache_salt
         output: Any = None
         try:
+            lora = self._loras[request.adapter.name] if request.adapter else None
             async for output in self._engine.generate(  # noqa: B007  (the last one is the answer)
-                TokensPrompt(prompt_token_ids=list(request.token_ids)),
+                prompt,
                 sampling_params(request),
                 uuid.uuid4().hex,
                 lora_request=lora,
+                priority=request.priority,
+                trace_headers=request.trace_headers or None,
             ):
                 pass
+        except KeyError as error:
+            raise EngineError("The classifier's adapter is not loaded.") from error
         except VllmDeadError as error:
             raise EngineDeadError("The engine is not running.") from error
         except (EngineGenerateError, VLLMValidationError, ValueError) as error:
@@ -95,23 +72,67 @@ class VllmEngine:
         except VllmDeadError as error:
             raise EngineDeadError("The engine is not running.") from error
 
-    async def preload(self) -> None:
-        """Load every adapter now, so that no request waits for one. Raises StartError."""
-        for name, lora in self._loras.items():
-            try:
+    async def load(self, adapter: EngineAdapter) -> None:
+        from vllm.lora.request import LoRARequest
+
+        lora = LoRARequest(adapter.name, adapter_id(adapter), str(adapter.adapter.path))
+        if adapter.name not in self._loras:
+            self._require_fitting(adapter)
+            with asking("The engine cannot load the adapter; the server's log says why."):
                 await self._engine.add_lora(lora)
-            except Exception as error:  # vLLM hands back whatever its worker raised, as a plain Exception
-                raise StartError(f"The engine cannot load adapter {name}; the log above says why.") from error
+        self._loras[adapter.name] = lora  # the same bytes may come from another folder now
+
+    def _require_fitting(self, adapter: EngineAdapter) -> None:
+        """Raise EngineError for what this engine was not started for: it would be cut, left out, or evict another."""
+        config = self._config
+        room = len(config.adapters) + config.spare_adapters
+        if len(self._loras) >= room:
+            raise EngineError(f"The engine has room for {room} adapters; start it with more FANTAIL_SPARE_ADAPTERS.")
+        if adapter.adapter.rank > config.rank:
+            raise EngineError(
+                f"The adapter's rank is {adapter.adapter.rank}, the engine has room for {config.rank}; "
+                "start it with a larger FANTAIL_MAX_RANK."
+            )
+        if strange := set(adapter.adapter.target_modules) - config.target_modules:
+            raise EngineError(
+                f"The adapter changes {', '.join(sorted(strange))}, which no adapter did when the engine started; "
+                "restart the server."
+            )
+        if any(lora.lora_int_id == adapter_id(adapter) for lora in self._loras.values()):
+            raise EngineError("The ids of two adapters collide; rename one of the classifiers.")
+
+    async def unload(self, adapter: EngineAdapter) -> None:
+        lora = self._loras.pop(adapter.name, None)
+        if lora is None:
+            return
+        with asking("The engine cannot unload the adapter; the server's log says why."):
+            await self._engine.remove_lora(lora.lora_int_id)
+            if lora.lora_int_id in await self._engine.list_loras():
+                raise EngineError("The engine still holds an adapter that it was told to unload.")
+
+    async def places(self) -> Mapping[str, AdapterPlace]:
+        from service.vllm_plugin.report import ADAPTERS
+
+        with asking("The engine cannot say which adapters it holds."):
+            found = (await self._engine.collective_rpc(ADAPTERS))[0]
+        names = {lora.lora_int_id: name for name, lora in self._loras.items()}
+        return {names[each]: AdapterPlace(*place) for each, place in found.items() if each in names}
+
+    async def counters(self) -> EngineCounters:
+        from service.vllm_plugin.report import COUNTERS
+
+        with asking("The engine cannot say what it is doing."):
+            return EngineCounters(**await self._engine.engine_core.call_utility_async(COUNTERS))
 
     async def prove_patches(self) -> None:
         """Ask every process of the engine which patches are inactive in it. Raises PluginInactiveError."""
         from service.vllm_plugin.ledger import inactive_patches
-        from service.vllm_plugin.report import METHOD
+        from service.vllm_plugin.report import INACTIVE_PATCHES
 
         answers: dict[str, Mapping[str, str]] = {"API": inactive_patches()}
         try:
-            answers["engine core"] = await self._engine.engine_core.call_utility_async(METHOD)
-            for rank, answer in enumerate(await self._engine.collective_rpc(METHOD)):
+            answers["engine core"] = await self._engine.engine_core.call_utility_async(INACTIVE_PATCHES)
+            for rank, answer in enumerate(await self._engine.collective_rpc(INACTIVE_PATCHES)):
                 answers[f"worker {rank}"] = answer
         except Exception as error:  # a process without the plugin lacks the method, and says so in its own way
             raise PluginInactiveError(
@@ -128,12 +149,24 @@ class VllmEngine:
         logger.info("vLLM patches active in: %s", ", ".join(answers))
 
 
-def adapter_ids(adapters: Sequence[EngineAdapter]) -> list[int]:
-    """A positive 31-bit id for each adapter, from its name: the same in every process and on every start."""
-    ids = [int.from_bytes(hashlib.sha256(each.name.encode()).digest()[:4], "big") >> 1 or 1 for each in adapters]
-    if len(set(ids)) != len(ids):
-        raise StartError("The ids of two adapters collide; rename one of the classifiers.")
-    return ids
+@contextlib.contextmanager
+def asking(failure: str) -> Iterator[None]:
+    """Turn whatever vLLM raises when it is asked for something into one of our errors."""
+    from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
+
+    try:
+        yield
+    except EngineError:
+        raise
+    except VllmDeadError as error:
+        raise EngineDeadError("The engine is not running.") from error
+    except Exception as error:  # vLLM hands back whatever its worker raised, as a plain Exception
+        raise EngineError(failure) from error
+
+
+def adapter_id(adapter: EngineAdapter) -> int:
+    """A positive 31-bit id from the adapter's name: the same in every process and on every start."""
+    return int.from_bytes(hashlib.sha256(adapter.name.encode()).digest()[:4], "big") >> 1 or 1
 
 
 def sampling_params(request: ScoringRequest) -> Any:
@@ -158,7 +191,7 @@ def sampling_params(request: ScoringRequest) -> Any:
 async def start_vllm(config: VllmConfig) -> AsyncIterator[VllmEngine]:
     """Start vLLM, prove its patches, preload its adapters; close it at the end.
 
-    Raises PluginInactiveError, StartError.
+    Raises PluginInactiveError, StartError, EngineError for an adapter that cannot be loaded.
     """
     for reason in config.choice.reasons:
         logger.info("engine: %s", reason)
@@ -173,69 +206,10 @@ async def start_vllm(config: VllmConfig) -> AsyncIterator[VllmEngine]:
     try:
         served = VllmEngine(engine, config)
         await served.prove_patches()
-        await served.preload()
+        for adapter in config.adapters:  # now, so that no request waits for one
+            await served.load(adapter)
         yield served
     finally:
         engine.shutdown(timeout=SHUTDOWN_SECONDS)
         # AsyncLLM.__del__ shuts down once more, at exit, when the modules it needs are gone: a traceback in the log.
         engine.shutdown = lambda: None
-
-
-def process_environment(choice: Choice) -> dict[str, str]:
-    """Environment that vLLM's processes inherit."""
-    variables = {
-        "VLLM_USE_V2_MODEL_RUNNER": "0",  # the plugin's token mapping is written for the V1 runner
-        # vLLM's warnings at start are about choices that are made here on purpose.
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    if choice.cores is not None:
-        variables["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, choice.cores))
-        openmp = intel_openmp()
-        preloaded = os.environ.get("LD_PRELOAD", "")
-        if openmp is not None and "libiomp5" not in preloaded:
-            variables["LD_PRELOAD"] = ":".join(filter(None, (str(openmp), preloaded)))
-    return variables
-
-
-def intel_openmp() -> Path | None:
-    """libiomp5.so of the intel-openmp package, without which vLLM computes on one core; None where there is none."""
-    from importlib.metadata import PackageNotFoundError, files
-
-    try:
-        found: Iterable[Any] = files("intel-openmp") or ()
-    except PackageNotFoundError:
-        return None
-    return next((Path(str(file.locate())).resolve() for file in found if file.name == "libiomp5.so"), None)
-
-
-def engine_args(config: VllmConfig) -> dict[str, Any]:
-    """Arguments of vLLM's engine; slots and ranks follow from the adapters."""
-    arguments: dict[str, Any] = {
-        "model": str(config.model),
-        "dtype": config.choice.dtype,
-        "max_model_len": config.context_tokens,
-        "block_size": config.choice.block_tokens,
-        "enable_prefix_caching": config.prefix_caching,
-        "max_num_seqs": config.concurrent_sequences,
-        "max_num_batched_tokens": config.step_tokens,
-        "gpu_memory_utilization": config.gpu_memory_share,
-        "kv_cache_memory_bytes": config.choice.kv_bytes,
-        "enforce_eager": config.choice.cores is not None,
-        "disable_log_stats": True,
-        "skip_tokenizer_init": True,
-        "generation_config": "vllm",
-        "use_tqdm_on_load": False,
-    }
-    if config.adapters:
-        rank = max(each.adapter.rank for each in config.adapters)
-        arguments |= {
-            "enable_lora": True,
-            "max_loras": min(config.slots or len(config.adapters), len(config.adapters)),
-            "max_cpu_loras": len(config.adapters),
-            "max_lora_rank": next(slot for slot in RANK_SLOTS if slot >= rank),
-            "lora_target_modules": sorted(
-                {module for each in config.adapters for module in each.adapter.target_modules}
-            ),
-        }
-    return {name: value for name, value in arguments.items() if value is not None}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.catalogue import Catalogue
 from service.classify import Classify
 from service.domain import Conversation, Role
 from service.errors import ConfigurationError
@@ -52,13 +53,13 @@ def text_baselines(
 def zero_shot(classify: Classify, builder: PromptBuilder) -> Classify:
     """The same engine and classifiers without their adapters, asked in plain words."""
     asked = {}
-    for name, classifier in classify.registry.classifiers.items():
+    for name, classifier in classify.catalogue.current.classifiers.items():
         choices = ", ".join(label.name for label in classifier.labels)
         words = f"Question: {classifier.description} Answer with one of: {choices}. Answer:"
         asked[name] = replace(
             classifier, adapter=None, tail_ids=builder.tail(words), calibration=None, probes=(), min_label_mass=0.0
         )
-    return replace(classify, registry=Registry(MappingProxyType(asked)))
+    return replace(classify, catalogue=Catalogue(Registry(MappingProxyType(asked))))
 
 
 def _predict_all(

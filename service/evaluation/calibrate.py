@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Calibration
+from service.domain import Calibration, Reference
 from service.evaluation.measures import brier, ece
 from service.evaluation.predictions import Predictions
 from service.registry.manifest import Target
@@ -48,7 +48,9 @@ def fit_calibration(predictions: Predictions, targets: Mapping[str, Target]) -> 
             "calibrated": round(brier(unseen, predictions.gold), 4),
         },
     }
-    return Fitted(Calibration(scale, bias, tuple(thresholds)), facts, tuple(missed))
+    shares = np.bincount(unseen.argmax(axis=1), minlength=len(predictions.labels)) / len(unseen)
+    reference = Reference(tuple(shares.round(4).tolist()), round(float(unseen.max(axis=1).mean()), 4))
+    return Fitted(Calibration(scale, bias, tuple(thresholds), reference), facts, tuple(missed))
 
 
 def cross_fitted(raw: NDArray[np.float64], gold: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -119,7 +119,8 @@ async def predict(
 
     Raises the error of the first classifier that fails on a record: a hole in an evaluation is a wrong evaluation.
     """
-    serving = {name: classify.registry.get(name) for name in classify.registry.serving_names}
+    registry = classify.catalogue.current
+    serving = {name: registry.get(name) for name in registry.serving_names}
     permits = asyncio.Semaphore(AT_ONCE)
 
     async def ask(record: Record) -> list[tuple[str, Record, Classification]]:

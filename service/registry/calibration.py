@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.domain import Calibration
+from service.domain import Calibration, Reference
 from service.files import write_whole
 from service.problems import sentences
 
@@ -19,11 +19,21 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
 
 
+class ReferenceAnswers(BaseModel):
+    """What was answered on the calibration split: the share of each label, and the mean confidence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shares: dict[str, Probability]
+    confidence: Probability
+
+
 class CalibrationFile(BaseModel):
     """What `fantail calibrate` writes.
 
     `fitted_for`: digest of adapter, words, labels, prompt format and targets, whose probabilities it corrects.
-    `bias`, `thresholds`: by label; `fitted_on`: for people: records, data digests, errors before and after.
+    `bias`, `thresholds`: by label; `reference`: what drift is measured from; `fitted_on`: for people: records, data
+    digests, errors before and after.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,6 +42,7 @@ class CalibrationFile(BaseModel):
     scale: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
     bias: dict[str, FiniteNumber]
     thresholds: dict[str, Probability] = {}
+    reference: ReferenceAnswers | None = None
     fitted_on: dict[str, Any] = {}
 
 
@@ -53,6 +64,8 @@ def load_calibration(
         problems.append(f"{CALIBRATION_FILE}: bias is for {sorted(file.bias)}, the labels are {sorted(labels)}")
     if unknown := sorted(set(file.thresholds) - set(labels)):
         problems.append(f"{CALIBRATION_FILE}: thresholds for unknown labels {unknown}")
+    if file.reference is not None and set(file.reference.shares) != set(labels):
+        problems.append(f"{CALIBRATION_FILE}: shares are of {sorted(file.reference.shares)}, not of the labels")
     if problems:
         return None, None, problems
     bias = tuple(file.bias[label] for label in labels)
@@ -63,7 +76,10 @@ def load_calibration(
             f"{CALIBRATION_FILE} was fitted for another adapter, words, labels or targets; "
             f"run `fantail calibrate {folder.name}`"
         )
-    return Calibration(file.scale, bias, thresholds), stale, []
+    reference = None
+    if file.reference is not None:
+        reference = Reference(tuple(file.reference.shares[label] for label in labels), file.reference.confidence)
+    return Calibration(file.scale, bias, thresholds, reference), stale, []
 
 
 def write_calibration(
@@ -74,11 +90,16 @@ def write_calibration(
     fitted_on: Mapping[str, Any],
 ) -> None:
     """Write `calibration.json` as a whole or not at all."""
+    seen = calibration.reference
+    reference = None
+    if seen is not None:
+        reference = ReferenceAnswers(shares=dict(zip(labels, seen.shares, strict=True)), confidence=seen.confidence)
     file = CalibrationFile(
         fitted_for=fitted_for,
         scale=calibration.scale,
         bias=dict(zip(labels, calibration.bias, strict=True)),
         thresholds={label: t for label, t in zip(labels, calibration.thresholds, strict=True) if t > 0},
+        reference=reference,
         fitted_on=dict(fitted_on),
     )
     write_whole(folder / CALIBRATION_FILE, file.model_dump_json(indent=1) + "\n")

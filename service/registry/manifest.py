@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from service.domain import Priority
 from service.problems import sentences
 
 MANIFEST_FILE = "classifier.toml"
@@ -50,6 +51,7 @@ class Manifest(BaseModel):
     `labels`: label name to the text of its token, in the order in which scores are listed.
     `targets`: label name to what its threshold has to reach, for labels that are acted on only with care.
     `min_label_mass`: below this total probability of the labels the answer is marked abstained.
+    `priority`: "critical", "normal" or "low": what is computed first when time is short and shed last under load.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +62,7 @@ class Manifest(BaseModel):
     labels: dict[LabelName, Annotated[str, StringConstraints(min_length=1)]] = Field(min_length=2)
     min_label_mass: float = Field(default=0.5, ge=0.0, le=1.0)
     targets: dict[str, Target] = {}
+    priority: Priority = Priority.NORMAL
 
     @model_validator(mode="after")
     def _targets_are_of_labels(self) -> Manifest:

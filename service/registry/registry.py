@@ -1,40 +1,52 @@
-"""All classifier folders of a directory to validated classifiers, or all their problems together."""
+"""What can be asked at one moment: classifiers by name, their revisions, and which of them answers whom."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
-from service.base_model import BaseModel
-from service.domain import Adapter, AdapterKind, Classifier, Probe
-from service.errors import ClassifierWithheldError, RegistryError, UnknownClassifierError
-from service.prompt.builder import PromptBuilder
-from service.prompt.format import MAX_TAIL_TOKENS
-from service.prompt.labels import prove_labels
-from service.prompt.tokenizer import PromptTokenizer
-from service.registry.adapter import load_adapter
-from service.registry.calibration import CALIBRATION_FILE, load_calibration
-from service.registry.manifest import MANIFEST_FILE, AdapterChoice, Manifest, load_manifest
-from service.registry.probes import PROBES_FILE, load_probes
+from service.domain import Classifier
+from service.errors import ClassifierWithheldError, UnknownClassifierError, UnknownRevisionError
 
-NAME_PATTERN_HELP = "a classifier's folder name is 1 to 64 of a-z, 0-9 and _, and starts with a letter"
-NOT_CLASSIFIERS = frozenset({"data"})
-"""Folders beside the classifiers that hold something else."""
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """The further revisions of a classifier, and who answers.
+
+    `candidates`: loaded beside the folder's own revision; `shares`: percent of the conversations by revision, sums to
+    100; `shadows`: revisions that are asked too and never answer.
+    """
+
+    candidates: tuple[Classifier, ...] = ()
+    shares: Mapping[str, int] = field(default_factory=dict)
+    shadows: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """The classifiers by name, sorted by name. `withheld`: why some of them are not asked, by name."""
+    """What can be asked at one moment; never changed, only replaced.
+
+    `classifiers`: by name, sorted, as their folders have them; `failures`: why some did not pass their gate, by name;
+    `deployments`: of those classifiers that have more than their folder's revision.
+    """
 
     classifiers: Mapping[str, Classifier]
-    withheld: Mapping[str, str] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+    deployments: Mapping[str, Deployment] = field(default_factory=dict)
+
+    @property
+    def withheld(self) -> dict[str, str]:
+        """Why a classifier is not asked, for each that is not."""
+        flaws = {name: each.flaw for name, each in self.classifiers.items() if each.flaw is not None}
+        return {**self.failures, **flaws}
 
     def get(self, name: str) -> Classifier:
-        """Raises UnknownClassifierError."""
+        """The folder's own revision. Raises UnknownClassifierError."""
         try:
             return self.classifiers[name]
         except KeyError:
@@ -42,140 +54,95 @@ class Registry:
                 "There is no such classifier here; ListClassifiers names those there are.", {"classifier": name[:64]}
             ) from None
 
-    def serving(self, name: str) -> Classifier:
-        """A classifier that may be asked. Raises UnknownClassifierError, ClassifierWithheldError."""
+    def serving(self, name: str, conversation_key: str = "") -> Classifier:
+        """The revision that answers about a conversation. Raises UnknownClassifierError, ClassifierWithheldError.
+
+        Conversations with the same key get the same revision as long as the shares stay.
+        """
         classifier = self.get(name)
-        if name in self.withheld:
+        if (deployment := self.deployments.get(name)) is not None and deployment.shares:
+            classifier = self.revision(name, pick(deployment.shares, f"{name} {conversation_key}"))
+        if classifier is self.classifiers[name] and (classifier.flaw is not None or name in self.failures):
             raise ClassifierWithheldError(
                 "This classifier is withheld and not asked; GetClassifier says why.",
                 {"classifier": name},
             )
         return classifier
 
+    def shadows(self, name: str) -> tuple[Classifier, ...]:
+        """Revisions that are asked beside the one that answers."""
+        deployment = self.deployments.get(name, Deployment())
+        return tuple(each for each in self.revisions(name) if each.revision in deployment.shadows)
+
+    def revisions(self, name: str) -> tuple[Classifier, ...]:
+        """Every loaded revision, the folder's own first. Raises UnknownClassifierError."""
+        return (self.get(name), *self.deployments.get(name, Deployment()).candidates)
+
+    def revision(self, name: str, revision: str) -> Classifier:
+        """Raises UnknownClassifierError, UnknownRevisionError."""
+        found = next((each for each in self.revisions(name) if each.revision == revision), None)
+        if found is None:
+            raise UnknownRevisionError(
+                "No such revision of the classifier is loaded; ListRevisions names those that are.",
+                {"classifier": name, "revision": revision[:64]},
+            )
+        return found
+
+    def shares(self, name: str) -> Mapping[str, int]:
+        """Percent of the conversations by revision. Raises UnknownClassifierError."""
+        own = {self.get(name).revision: 100}
+        return self.deployments.get(name, Deployment()).shares or own
+
+    @property
+    def loaded(self) -> tuple[Classifier, ...]:
+        """Every revision of every classifier."""
+        return tuple(each for name in self.classifiers for each in self.revisions(name))
+
     @property
     def serving_names(self) -> tuple[str, ...]:
         """Names of the classifiers that may be asked."""
-        return tuple(name for name in self.classifiers if name not in self.withheld)
+        withheld = self.withheld
+        return tuple(name for name in self.classifiers if name not in withheld)
 
-    def without(self, withheld: Mapping[str, str]) -> Registry:
-        """The same registry with more classifiers withheld; the first reason found stays."""
-        return replace(self, withheld=MappingProxyType({**withheld, **self.withheld}))
+    def without(self, failures: Mapping[str, str]) -> Registry:
+        """The same registry with exactly these classifiers having failed their gate."""
+        return replace(self, failures=MappingProxyType(dict(failures)))
+
+    def with_classifier(self, classifier: Classifier) -> Registry:
+        """The same with this one in the place of its name; it has passed its gate and answers all of its traffic."""
+        classifiers = {**self.classifiers, classifier.name: classifier}
+        return Registry(
+            MappingProxyType(dict(sorted(classifiers.items()))),
+            _without(self.failures, classifier.name),
+            _without(self.deployments, classifier.name),
+        )
+
+    def without_classifier(self, name: str) -> Registry:
+        """The same without any revision of a name."""
+        return Registry(
+            _without(self.classifiers, name), _without(self.failures, name), _without(self.deployments, name)
+        )
+
+    def with_deployment(self, name: str, deployment: Deployment) -> Registry:
+        """The same with other further revisions and traffic for a name."""
+        others = _without(self.deployments, name)
+        kept = {**others, name: deployment} if deployment != Deployment() else others
+        return replace(self, deployments=MappingProxyType(kept))
 
     def select(self, names: Sequence[str]) -> tuple[Classifier, ...]:
         """The named classifiers in that order; all, by name, when `names` is empty. Raises UnknownClassifierError."""
         return tuple(map(self.get, names)) if names else tuple(self.classifiers.values())
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryLoader:
-    """What it takes to turn a folder into classifiers for one base model and prompt format.
-
-    `ignore`: names of files that are about to be written anew, so that what is wrong with them does not matter.
-    """
-
-    base: BaseModel
-    tokenizer: PromptTokenizer
-    builder: PromptBuilder
-    ignore: frozenset[str] = frozenset()
-
-    def load(self, directory: Path) -> Registry:
-        """Load every classifier folder in `directory`. Raises RegistryError with the problems of all of them."""
-        if not directory.is_dir():
-            raise RegistryError([f"{directory} is not a folder; set FANTAIL_CLASSIFIERS"])
-        folders = [
-            p for p in sorted(directory.iterdir()) if p.is_dir() and p.name not in NOT_CLASSIFIERS and p.name[0] != "."
-        ]
-        if not folders:
-            raise RegistryError([f"{directory} has no classifier folders"])
-        loaded: dict[str, Classifier] = {}
-        withheld: dict[str, str] = {}
-        problems: list[str] = []
-        for folder in folders:
-            classifier, stale, found = self.load_one(folder)
-            problems += [f"{folder.name}: {problem}" for problem in found]
-            if classifier is not None:
-                loaded[folder.name] = classifier
-            if stale is not None:
-                withheld[folder.name] = stale
-        if problems:
-            raise RegistryError(problems)
-        return Registry(MappingProxyType(loaded), MappingProxyType(withheld))
-
-    def load_one(self, folder: Path) -> tuple[Classifier | None, str | None, list[str]]:
-        """The classifier in a folder, why it must be withheld, and every problem; without problems it is not None."""
-        manifest, problems = load_manifest(folder)
-        if manifest is None:
-            return None, None, problems
-        if not re.fullmatch("[a-z][a-z0-9_]{0,63}", folder.name):
-            problems.append(NAME_PATTERN_HELP)
-        tail_ids = self.builder.tail(manifest.words)
-        if len(tail_ids) > MAX_TAIL_TOKENS:
-            problems.append(
-                f"invocation and words are {len(tail_ids)} tokens, more than {MAX_TAIL_TOKENS}; shorten `words`"
-            )
-        labels, label_problems = prove_labels(self.tokenizer, manifest.words, manifest.labels)
-        problems += label_problems
-        adapter = None
-        if manifest.adapter is not AdapterChoice.NONE:
-            kind = AdapterKind(manifest.adapter.value)
-            adapter, adapter_problems = load_adapter(folder / "adapter", kind, self.base, self.builder.invocation_ids)
-            problems += adapter_problems
-        elif (folder / "adapter").exists():
-            problems.append("the manifest says adapter = 'none' but there is a folder adapter/")
-        names = tuple(manifest.labels)
-        probes: tuple[Probe, ...] = ()
-        if PROBES_FILE not in self.ignore:
-            probes, probe_problems = load_probes(folder, names)
-            problems += probe_problems
-        calibration, stale = None, None
-        if CALIBRATION_FILE not in self.ignore:
-            fitted_for = self.calibration_digest(manifest, adapter)
-            calibration, stale, calibration_problems = load_calibration(folder, names, fitted_for)
-            problems += calibration_problems
-            if manifest.targets and calibration is None:
-                stale = f"its targets need a {CALIBRATION_FILE}; run `fantail calibrate {folder.name}`"
-        if problems:
-            return None, None, problems
-        classifier = Classifier(
-            name=folder.name,
-            description=manifest.description,
-            labels=labels,
-            tail_ids=tail_ids,
-            adapter=adapter,
-            revision=self._revision(folder, adapter),
-            min_label_mass=manifest.min_label_mass,
-            calibration=calibration,
-            probes=probes,
-        )
-        return classifier, stale, []
-
-    def calibration_digest(self, manifest: Manifest, adapter: Adapter | None) -> str:
-        """Digest, hex, of what a calibration is fitted for: what decides raw probabilities, and the targets.
-
-        The base is part of it only where it answers itself: an adapter's base is proven by its gate.
-        """
-        return _digest(
-            manifest.words.encode(),
-            "\n".join(f"{name}={token}" for name, token in manifest.labels.items()).encode(),
-            "\n".join(f"{name}={target!r}" for name, target in sorted(manifest.targets.items())).encode(),
-            adapter.digest.encode() if adapter else self.base.identity.encode(),
-            self.builder.prompt_digest.encode(),
-        )
-
-    def _revision(self, folder: Path, adapter: Adapter | None) -> str:
-        """First 16 hex digits of sha256 over everything that decides an answer."""
-        calibration = folder / CALIBRATION_FILE
-        return _digest(
-            (folder / MANIFEST_FILE).read_bytes(),
-            adapter.digest.encode() if adapter else b"",
-            self.builder.prompt_digest.encode(),
-            calibration.read_bytes() if calibration.exists() else b"",
-            self.base.identity.encode(),
-        )[:16]
+def pick(shares: Mapping[str, int], key: str) -> str:
+    """The revision that a key falls to: a hash spreads keys evenly over 100 places, which shares divide in order."""
+    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
+    for revision, percent in shares.items():
+        if place < percent:
+            return revision
+        place -= percent
+    raise AssertionError("shares sum to 100")
 
 
-def _digest(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(hashlib.sha256(part).digest())
-    return digest.hexdigest()
+def _without(mapping: Mapping[str, Value], name: str) -> Mapping[str, Value]:
+    return MappingProxyType({key: value for key, value in mapping.items() if key != name})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from service.asking import scoring_request
 from service.base_model import BaseModel
-from service.classify import scoring_request
 from service.domain import Classifier, Conversation, Probe
 from service.engine.base import engine_adapter
 from service.errors import ConfigurationError

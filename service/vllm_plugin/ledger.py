@@ -74,9 +74,10 @@ LEDGER: tuple[Patch, ...] = (
     ),
     Patch(
         name="report",
-        symbol="vllm.v1.engine.core.EngineCore, vllm.v1.worker.worker_base.WorkerBase",
-        why="a plugin that fails to load is logged and forgotten",
-        how="adds a method by which each process says which patches are inactive in it",
+        symbol="vllm.v1.engine.core.EngineCore, vllm.v1.worker.worker_base.WorkerBase, "
+        "vllm.lora.model_manager.LRUCacheLoRAModelManager.activate_adapter",
+        why="a plugin that fails to load is logged and forgotten, and nobody can ask which adapter is in which slot",
+        how="adds methods by which each process says which patches are inactive in it, what it has to do and holds",
         upstream="none; vllm/plugins/__init__.py of 0.32.0",
         remove_when="no other patch is left",
         apply=report.apply,

@@ -62,7 +62,9 @@ def test_every_reason_stands_for_one_error() -> None:
 
 @pytest.mark.parametrize(("error", "code"), [(e, code) for e, (code, _) in TABLE.items()], ids=lambda v: str(v))
 def test_the_callers_mistakes_and_ours_have_different_codes(error: type[errors.FantailError], code: StatusCode) -> None:
-    is_callers = issubclass(error, errors.InvalidRequestError | errors.UnknownClassifierError)
+    is_callers = issubclass(
+        error, errors.InvalidRequestError | errors.UnknownClassifierError | errors.UnknownRevisionError
+    )
     assert (code in {StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND}) == is_callers
 
 

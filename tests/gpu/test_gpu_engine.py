@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 import torch
 
-from service.classify import scoring_request
+from service.asking import scoring_request
 from service.domain import Classifier
 from service.engine.hardware import choose, detect_hardware
 from service.engine.vllm_engine import VllmConfig, VllmEngine, start_vllm

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 import grpc
 import pytest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from service.api.server import listen
+from service.api.server import Listening, listen
 from service.classify import Classify
 from service.client import FantailClient
+from service.deploy import Deployer
+from service.metrics import Metrics
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
 from service.prompt.builder import PromptBuilder
 from service.prompt.format import PromptFormat
 from service.prompt.tokenizer import PromptTokenizer
 from service.registry.registry import Registry
 from tests.integration.harness import CONTEXT_TOKENS, WatchedEngine, small_registry
+from tests.support import classify_with
 
 
 class Serve(Protocol):
-    async def __call__(
-        self, *, max_turns: int = ..., max_message_bytes: int = ..., grace_seconds: float = ..., address: str = ...
-    ) -> str:
-        """Start one more server around the test's engine; returns its address."""
+    async def __call__(self, *, deployer: Deployer | None = ..., **changes: Any) -> str:
+        """Start one more server around the test's engine; returns its address. `changes`: of how it listens."""
         ...
 
 
@@ -47,23 +49,21 @@ def engine() -> WatchedEngine:
 
 @pytest.fixture
 def classify(registry: Registry, builder: PromptBuilder, engine: WatchedEngine) -> Classify:
-    return Classify(registry, builder, engine)
+    return classify_with(registry, builder, engine)
 
 
 @pytest.fixture
-async def serve(classify: Classify) -> AsyncIterator[Serve]:
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+async def serve(classify: Classify, metrics: Metrics) -> AsyncIterator[Serve]:
     async with contextlib.AsyncExitStack() as servers:
 
-        async def start(
-            *,
-            max_turns: int = 1000,
-            max_message_bytes: int = 4 << 20,
-            grace_seconds: float = 0.0,
-            address: str = "127.0.0.1:0",
-        ) -> str:
-            port = await servers.enter_async_context(
-                listen(classify, address, max_turns, max_message_bytes, grace_seconds)
-            )
+        async def start(*, deployer: Deployer | None = None, **changes: Any) -> str:
+            listening = replace(Listening("127.0.0.1:0", grace_seconds=0.0), **changes)
+            port = await servers.enter_async_context(listen(classify, listening, metrics, deployer))
             return f"127.0.0.1:{port}"
 
         yield start

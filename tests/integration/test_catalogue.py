@@ -35,6 +35,8 @@ def _expected(name: str, registry: Registry) -> pb.Classifier:
         revision=registry.classifiers[name].revision,
         tail_tokens=len(registry.classifiers[name].tail_ids),
         state=pb.SERVING_STATE_SERVING,
+        priority=pb.PRIORITY_NORMAL,
+        traffic=[pb.RevisionShare(revision=registry.classifiers[name].revision, percent=100)],
     )
 
 

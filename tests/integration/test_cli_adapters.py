@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from service.cli import app
 from service.errors import ConfigurationError, FantailError, RegistryError
 from service.evaluation.predictions import Predictions, write_predictions
-from service.registry.registry import RegistryLoader
+from service.registry.loader import RegistryLoader
 from tests.support import CLASSIFIERS
 
 

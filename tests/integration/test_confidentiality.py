@@ -105,4 +105,4 @@ async def test_bytes_that_are_no_message_are_refused_without_telling_how_they_ar
         await send(b"\xff\xff\xff", timeout=DEADLINE_S)
     assert failure.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL)
     assert "google.protobuf" not in (failure.value.details() or "")
-    assert RpcError(failure.value).reason
+    assert RpcError.of_call(failure.value).reason

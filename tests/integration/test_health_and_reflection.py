@@ -14,6 +14,8 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from service.api.health import Health
 from service.api.server import SERVICE
+from service.catalogue import Catalogue
+from service.registry.registry import Registry
 from tests.integration.conftest import Serve
 from tests.integration.harness import DEADLINE_S, WatchedEngine
 
@@ -36,9 +38,9 @@ async def _reflect(channel: grpc.aio.Channel, request: ServerReflectionRequest) 
 
 
 @pytest.fixture
-async def followed(engine: WatchedEngine) -> AsyncIterator[tuple[Health, HealthStub]]:
+async def followed(engine: WatchedEngine, registry: Registry) -> AsyncIterator[tuple[Health, HealthStub]]:
     """A server of nothing but health, which changes when the test says so."""
-    health = Health(engine, (SERVICE,))
+    health = Health(engine, Catalogue(registry), (SERVICE,), SERVICE)
     server = grpc.aio.server()
     add_HealthServicer_to_server(health.servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -11,10 +11,11 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from service.api.server import listen
+from service.api.server import Listening, listen
 from service.classify import Classify
 from service.client import FantailClient, RpcError
 from service.errors import ConfigurationError
+from service.metrics import Metrics
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
 from tests.integration.conftest import Serve
 from tests.integration.harness import DEADLINE_S, HELLO, NAMES, NEVER_S, WatchedEngine, fan_out_request
@@ -66,11 +67,13 @@ async def test_a_method_that_is_not_there_is_unimplemented(channel: grpc.aio.Cha
 
 
 async def test_stopping_lets_a_call_under_way_finish_and_refuses_new_ones(
-    classify: Classify, engine: WatchedEngine
+    classify: Classify, engine: WatchedEngine, metrics: Metrics
 ) -> None:
     engine.gate.clear()
     async with contextlib.AsyncExitStack() as server:
-        port = await server.enter_async_context(listen(classify, "127.0.0.1:0", 1000, 4 << 20, DEADLINE_S))
+        port = await server.enter_async_context(
+            listen(classify, Listening("127.0.0.1:0", grace_seconds=DEADLINE_S), metrics)
+        )
         async with FantailClient(f"127.0.0.1:{port}") as client:
             under_way = asyncio.create_task(client.fan_out(HELLO, timeout=DEADLINE_S))
             await engine.begun(len(NAMES))
@@ -100,11 +103,11 @@ async def _refusal(port: int) -> grpc.StatusCode:
 
 
 async def test_a_call_that_outlasts_the_grace_is_ended_and_its_work_cancelled(
-    classify: Classify, engine: WatchedEngine
+    classify: Classify, engine: WatchedEngine, metrics: Metrics
 ) -> None:
     engine.latency_s = NEVER_S
     async with contextlib.AsyncExitStack() as server:
-        port = await server.enter_async_context(listen(classify, "127.0.0.1:0", 1000, 4 << 20, 0.01))
+        port = await server.enter_async_context(listen(classify, Listening("127.0.0.1:0", grace_seconds=0.01), metrics))
         async with FantailClient(f"127.0.0.1:{port}") as client:
             under_way = asyncio.create_task(client.fan_out(HELLO, timeout=DEADLINE_S))
             await engine.begun(len(NAMES))
@@ -116,9 +119,9 @@ async def test_a_call_that_outlasts_the_grace_is_ended_and_its_work_cancelled(
             assert engine.cancelled == len(NAMES)
 
 
-async def test_a_stopping_server_tells_health_watchers(classify: Classify) -> None:
+async def test_a_stopping_server_tells_health_watchers(classify: Classify, metrics: Metrics) -> None:
     async with contextlib.AsyncExitStack() as server:
-        port = await server.enter_async_context(listen(classify, "127.0.0.1:0", 1000, 4 << 20, 0.05))
+        port = await server.enter_async_context(listen(classify, Listening("127.0.0.1:0", grace_seconds=0.05), metrics))
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             watch = HealthStub(channel).Watch(HealthCheckRequest(service=""), timeout=DEADLINE_S)
             assert (await watch.read()).status == HealthCheckResponse.SERVING
@@ -126,10 +129,12 @@ async def test_a_stopping_server_tells_health_watchers(classify: Classify) -> No
             assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
 
 
-async def test_a_stopping_server_does_not_wait_for_health_watchers(classify: Classify) -> None:
+async def test_a_stopping_server_does_not_wait_for_health_watchers(classify: Classify, metrics: Metrics) -> None:
     grace_seconds = 4.0
     async with contextlib.AsyncExitStack() as server:
-        port = await server.enter_async_context(listen(classify, "127.0.0.1:0", 1000, 4 << 20, grace_seconds))
+        port = await server.enter_async_context(
+            listen(classify, Listening("127.0.0.1:0", grace_seconds=grace_seconds), metrics)
+        )
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             watch = HealthStub(channel).Watch(HealthCheckRequest(service=""), timeout=DEADLINE_S)
             assert (await watch.read()).status == HealthCheckResponse.SERVING
@@ -138,8 +143,8 @@ async def test_a_stopping_server_does_not_wait_for_health_watchers(classify: Cla
             assert time.monotonic() - began < grace_seconds / 2
 
 
-async def test_an_address_is_free_again_after_the_server_stopped(classify: Classify) -> None:
-    async with listen(classify, "127.0.0.1:0", 1000, 4 << 20, 0) as port:
+async def test_an_address_is_free_again_after_the_server_stopped(classify: Classify, metrics: Metrics) -> None:
+    async with listen(classify, Listening("127.0.0.1:0", grace_seconds=0), metrics) as port:
         pass
-    async with listen(classify, f"127.0.0.1:{port}", 1000, 4 << 20, 0) as again:
+    async with listen(classify, Listening(f"127.0.0.1:{port}", grace_seconds=0), metrics) as again:
         assert again == port

@@ -10,6 +10,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from service.api.servicer import Limits
 from service.client import FantailClient, RpcError
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
@@ -46,7 +47,7 @@ async def refusal(stub: ClassificationServiceStub, request: Any) -> RpcError:
     }
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await method[type(request).__name__](request, timeout=DEADLINE_S)
-    return RpcError(failure.value)
+    return RpcError.of_call(failure.value)
 
 
 BAD_CONVERSATIONS = [
@@ -160,7 +161,7 @@ async def test_a_conversation_with_a_thousand_bad_turns_is_still_refused_with_it
 
 @pytest.mark.parametrize(("turns", "accepted"), [(4, True), (5, True), (6, False)], ids=["limit-1", "limit", "limit+1"])
 async def test_more_turns_than_the_limit_are_refused(serve: Serve, turns: int, accepted: bool) -> None:
-    async with grpc.aio.insecure_channel(await serve(max_turns=5)) as channel:
+    async with grpc.aio.insecure_channel(await serve(limits=Limits(max_turns=5))) as channel:
         stub = ClassificationServiceStub(channel)
         request = fan_out_request(turns=REFUND * turns)
         if accepted:

@@ -36,7 +36,7 @@ def settings(tmp_path: Path, make_classifier_folder: Callable[..., Path], monkey
 
 async def test_the_log_says_who_is_withheld_and_why(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     async with start.start_classify(settings) as classify:
-        assert classify.registry.serving_names == ("topic",)
+        assert classify.catalogue.current.serving_names == ("topic",)
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
         "refund is withheld: it has no probes; run `fantail probes NAME`"
     ]
@@ -45,7 +45,7 @@ async def test_the_log_says_who_is_withheld_and_why(settings: Settings, caplog: 
 async def test_a_file_that_is_about_to_be_written_anew_may_be_broken(settings: Settings) -> None:
     (settings.classifiers / "topic" / CALIBRATION_FILE).write_text("{", encoding="utf-8")
     async with start.start_classify(settings, CALIBRATION_FILE) as classify:
-        assert classify.registry.serving_names == ("topic",)
+        assert classify.catalogue.current.serving_names == ("topic",)
     with pytest.raises(RegistryError, match="topic: calibration"):
         async with start.start_classify(settings):
             pass

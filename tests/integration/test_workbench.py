@@ -23,7 +23,7 @@ from service.settings import Settings
 from service.start import load_prompting, load_registry
 from service.training.records import Record, split_of
 from tests.integration.bench import NAMES, QUIET, RECORDS, Starts, Undecided, in_split, plan, relabel, ship
-from tests.support import CLASSIFIERS
+from tests.support import CLASSIFIERS, classify_with
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> Starts:
         starts.count += 1
         prompting = load_prompting(settings)
         registry = load_registry(settings, prompting, *ignore).without(starts.withheld)
-        yield Classify(registry, prompting.builder, Undecided())
+        yield classify_with(registry, prompting.builder, Undecided())
 
     monkeypatch.setattr(workbench, "start_classify", start)
     return starts

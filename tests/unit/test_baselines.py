@@ -18,7 +18,7 @@ from service.evaluation.predictions import Predictions, predict
 from service.prompt.builder import PromptBuilder
 from service.training.records import Record
 from tests.integration.harness import ACTIVATED, LABELS, NAMES, small_registry
-from tests.support import talk
+from tests.support import classify_with, talk
 
 TOPICS = {
     "billing": ("I was charged twice on my invoice", "the payment on my card is wrong", "why is this bill so high"),
@@ -127,7 +127,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def bare(builder: PromptBuilder, engine: FakeEngine) -> Classify:
-    return zero_shot(Classify(small_registry(builder), builder, engine), builder)
+    return zero_shot(classify_with(small_registry(builder), builder, engine), builder)
 
 
 def labelled(names: Sequence[str]) -> Record:
@@ -135,7 +135,7 @@ def labelled(names: Sequence[str]) -> Record:
 
 
 def test_zero_shot_asks_for_the_same_labels(bare: Classify, builder: PromptBuilder) -> None:
-    asked = {name: each.labels for name, each in bare.registry.classifiers.items()}
+    asked = {name: each.labels for name, each in bare.catalogue.current.classifiers.items()}
     assert asked == {name: each.labels for name, each in small_registry(builder).classifiers.items()}
 
 

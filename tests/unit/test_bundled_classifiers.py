@@ -10,8 +10,8 @@ from service.prompt.builder import PromptBuilder
 from service.prompt.format import MAX_TAIL_TOKENS
 from service.prompt.labels import prove_labels
 from service.prompt.tokenizer import PromptTokenizer
+from service.registry.loader import RegistryLoader
 from service.registry.manifest import load_manifest
-from service.registry.registry import RegistryLoader
 from service.training.records import read_records
 from tests.support import CLASSIFIERS
 

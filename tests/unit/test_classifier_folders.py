@@ -12,8 +12,8 @@ from service.domain import AdapterKind
 from service.errors import RegistryError
 from service.registry.adapter import CONFIG_FILE, WEIGHTS_FILE
 from service.registry.folders import copy_adapter, manifest_text, new_folder, say_activated
+from service.registry.loader import RegistryLoader
 from service.registry.manifest import MANIFEST_FILE, AdapterChoice, load_manifest
-from service.registry.registry import RegistryLoader
 from tests.support import manifest_toml
 
 YES_NO = {"yes": " yes", "no": " no"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.classify import scoring_request
+from service.asking import scoring_request
 from service.domain import Adapter, AdapterKind, Classifier, Label, Probe
 from service.engine.base import LabelLogprobs, ScoringRequest
 from service.errors import EngineDeadError, EngineError

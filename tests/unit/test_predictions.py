@@ -11,6 +11,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
+from service.catalogue import Catalogue
 from service.classify import Classify
 from service.domain import Calibration
 from service.engine.fake_engine import FakeEngine
@@ -27,7 +28,7 @@ from service.prompt.builder import PromptBuilder
 from service.registry.registry import Registry
 from service.training.records import Record
 from tests.integration.harness import ACTIVATED, LABELS, PLAIN, WITHOUT_ADAPTER, asks, small_registry
-from tests.support import talk
+from tests.support import classify_with, talk
 
 FIELDS = ("gold", "raw", "probabilities", "mass", "abstained")
 
@@ -157,7 +158,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def classify(registry: Registry, builder: PromptBuilder, engine: FakeEngine) -> Classify:
-    return Classify(registry, builder, engine)
+    return classify_with(registry, builder, engine)
 
 
 async def answers(classify: Classify, records: Sequence[Record]) -> dict[str, Predictions]:
@@ -191,7 +192,7 @@ async def test_gold_is_the_place_of_the_records_label(classify: Classify) -> Non
 async def test_what_the_classifier_says_is_kept(classify: Classify, engine: FakeEngine) -> None:
     engine.favour = lambda request: 1
     found = (await answers(classify, BOTH))[ACTIVATED]
-    assert (found.labels, found.revision) == (LABELS[ACTIVATED], classify.registry.get(ACTIVATED).revision)
+    assert (found.labels, found.revision) == (LABELS[ACTIVATED], classify.catalogue.current.get(ACTIVATED).revision)
     assert found.sources == ("invented", "phone")
     assert found.probabilities == pytest.approx(np.asarray([[0.2, 0.8]] * 2))
     assert found.mass == pytest.approx(np.asarray([0.9] * 2))
@@ -206,15 +207,17 @@ async def test_answers_that_abstain_are_marked(
 
 
 async def test_probabilities_are_kept_before_and_after_calibration(classify: Classify) -> None:
-    calibrated = replace(classify.registry.get(ACTIVATED), calibration=Calibration(0.0, (0.0, 0.0), (0.0, 0.0)))
-    found = await answers(replace(classify, registry=Registry({ACTIVATED: calibrated})), BOTH)
+    calibrated = replace(
+        classify.catalogue.current.get(ACTIVATED), calibration=Calibration(0.0, (0.0, 0.0), (0.0, 0.0))
+    )
+    found = await answers(replace(classify, catalogue=Catalogue(Registry({ACTIVATED: calibrated}))), BOTH)
     assert found[ACTIVATED].raw == pytest.approx(np.asarray([[0.8, 0.2]] * 2))
     assert found[ACTIVATED].probabilities == pytest.approx(np.asarray([[0.5, 0.5]] * 2))
 
 
 async def test_a_withheld_classifier_is_not_asked(classify: Classify) -> None:
-    withheld = classify.registry.without(MappingProxyType({ACTIVATED: "its gate says no"}))
-    assert set(await answers(replace(classify, registry=withheld), BOTH)) == {PLAIN}
+    withheld = classify.catalogue.current.without(MappingProxyType({ACTIVATED: "its gate says no"}))
+    assert set(await answers(replace(classify, catalogue=Catalogue(withheld)), BOTH)) == {PLAIN}
 
 
 async def test_each_record_that_is_asked_about_is_reported_once(classify: Classify) -> None:
@@ -227,7 +230,7 @@ async def test_each_record_that_is_asked_about_is_reported_once(classify: Classi
 async def test_a_classifier_that_fails_once_fails_the_evaluation(
     classify: Classify, engine: FakeEngine, failing: str
 ) -> None:
-    fails = asks(failing, classify.registry)
+    fails = asks(failing, classify.catalogue.current)
     engine.fault = lambda request: EngineError("out of order") if fails(request) else None
     with pytest.raises(EngineError, match="out of order"):
         await answers(classify, BOTH)
@@ -236,7 +239,7 @@ async def test_a_classifier_that_fails_once_fails_the_evaluation(
 async def test_a_failure_of_a_classifier_that_is_not_asked_does_not_matter(
     classify: Classify, engine: FakeEngine
 ) -> None:
-    fails = asks(WITHOUT_ADAPTER, classify.registry)
+    fails = asks(WITHOUT_ADAPTER, classify.catalogue.current)
     engine.fault = lambda request: EngineError("out of order") if fails(request) else None
     assert set(await answers(classify, BOTH)) == {ACTIVATED, PLAIN}
 

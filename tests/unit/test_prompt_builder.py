@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from service.classify import scoring_request
+from service.asking import scoring_request
 from service.domain import Adapter, AdapterKind, Classifier, Conversation, Label, Role, Truncation, Turn
 from service.errors import RegistryError
 from service.prompt.builder import PromptBuilder

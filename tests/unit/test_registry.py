@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from service.domain import AdapterKind, Label
 from service.errors import ClassifierWithheldError, RegistryError, UnknownClassifierError
 from service.prompt.tokenizer import PromptTokenizer
 from service.registry.adapter import adapter_digest
-from service.registry.registry import Registry, RegistryLoader
+from service.registry.loader import RegistryLoader
+from service.registry.registry import Registry
 from tests.support import ABSENT, TARGET_MODULES, adapter_tensors
 
 Make = Callable[..., Path]
@@ -101,9 +103,10 @@ def test_an_unknown_name_is_not_served_either(registry: Registry) -> None:
         registry.without({"refunds": "It is off."}).serving("refunds")
 
 
-def test_of_several_reasons_to_withhold_the_first_stays(registry: Registry) -> None:
-    twice = registry.without({"refund": "First."}).without({"refund": "Second.", "topic": "Third."})
-    assert twice.withheld == {"refund": "First.", "topic": "Third."}
+def test_what_is_withheld_is_what_failed_last_and_what_has_a_flaw(registry: Registry) -> None:
+    flawed = replace(registry.get("fraud"), flaw="Its calibration is stale.")
+    again = registry.with_classifier(flawed).without({"refund": "First."}).without({"topic": "Second."})
+    assert again.withheld == {"fraud": "Its calibration is stale.", "topic": "Second."}
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f2"])

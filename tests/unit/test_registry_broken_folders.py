@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from service.errors import RegistryError
-from service.registry.registry import RegistryLoader
+from service.registry.loader import RegistryLoader
 from tests.support import ABSENT, MANIFEST, TARGET_MODULES, manifest_toml
 
 HIDDEN, RANK = 576, 2
@@ -99,7 +99,8 @@ MANIFESTS = {
     "bad TOML": said("classifier.toml is not valid TOML: ", then=write("classifier.toml", b"words = ")),
     "not UTF-8": said("classifier.toml is not valid TOML: ", then=write("classifier.toml", b'words = "\xff"')),
     "unknown key": manifest(
-        "classifier.toml: word: unknown key (known keys: description, words, adapter, labels, min_label_mass, targets)",
+        "classifier.toml: word: unknown key "
+        "(known keys: description, words, adapter, labels, min_label_mass, targets, priority)",
         word="x",
     ),
     "description missing": manifest("classifier.toml: description: Field required", description=ABSENT),

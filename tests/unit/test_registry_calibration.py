@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from service.domain import Calibration
 from service.errors import ClassifierWithheldError, RegistryError
 from service.registry.calibration import CALIBRATION_FILE, load_calibration, write_calibration
+from service.registry.loader import RegistryLoader
 from service.registry.manifest import load_manifest
-from service.registry.registry import RegistryLoader
 from tests.support import ABSENT, changed, manifest_toml
 
 LABELS = ("yes", "no")
@@ -33,7 +33,7 @@ def directory(tmp_path: Path, make_classifier_folder: Callable[..., Path]) -> Pa
 
 
 def calibration_digest(loader: RegistryLoader, folder: Path) -> str:
-    (manifest, _), (classifier, _, _) = load_manifest(folder), loader.load_one(folder)
+    (manifest, _), (classifier, _) = load_manifest(folder), loader.load_one(folder)
     assert manifest is not None
     assert classifier is not None
     return loader.calibration_digest(manifest, classifier.adapter)

@@ -12,8 +12,8 @@ import pytest
 
 from service.domain import Conversation, Probe, Role, Turn
 from service.errors import RegistryError
+from service.registry.loader import RegistryLoader
 from service.registry.probes import PROBES_FILE, load_probes, probe_conversations, write_probes
-from service.registry.registry import RegistryLoader
 from tests.support import talk
 
 LABELS = ("yes", "no")

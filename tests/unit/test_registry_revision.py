@@ -16,8 +16,8 @@ from service.prompt.builder import PromptBuilder
 from service.prompt.format import PromptFormat
 from service.prompt.tokenizer import PromptTokenizer
 from service.registry.calibration import CALIBRATION_FILE, write_calibration
+from service.registry.loader import RegistryLoader
 from service.registry.probes import write_probes
-from service.registry.registry import RegistryLoader
 from tests.conftest import CONTEXT_TOKENS
 from tests.support import talk
 

@@ -40,7 +40,7 @@ def test_without_environment_the_defaults_hold() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "field", "value"),
     [
-        ("FANTAIL_ADDRESS", "0.0.0.0:1", "address", "0.0.0.0:1"),
+        ("FANTAIL_ADDRESS", "127.0.0.2:1", "address", "127.0.0.2:1"),
         ("FANTAIL_ADDRESS", "[::1]:50051", "address", "[::1]:50051"),
         ("FANTAIL_CLASSIFIERS", "/srv/c", "classifiers", Path("/srv/c")),
         ("FANTAIL_CORES", "3", "cores", 3),

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from service.classify import scoring_request
+from service.asking import scoring_request
 from service.domain import AdapterKind, Classifier, Conversation, Role, Turn
 from service.engine.base import EngineAdapter, engine_adapter
 from service.engine.hardware import choose, detect_hardware
 from service.engine.vllm_engine import VllmConfig, VllmEngine, start_vllm
-from service.registry.registry import Registry, RegistryLoader
+from service.registry.loader import RegistryLoader
+from service.registry.registry import Registry
 from service.settings import Settings
 from service.start import Prompting, load_prompting, load_registry
 from service.training.reference import Reference

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import pytest
 
-from service.classify import scoring_request
+from service.asking import scoring_request
 from service.domain import Classifier
-from service.engine.base import ScoringRequest
-from service.engine.vllm_engine import VllmEngine, adapter_ids
+from service.engine.base import EngineAdapter, ScoringRequest
+from service.engine.vllm_engine import VllmEngine, adapter_id
 from service.gate import Gate
 from service.registry.registry import Registry
 from service.start import GATE_TOLERANCE, Prompting
@@ -71,9 +71,9 @@ async def test_an_adapter_replaced_by_other_weights_never_meets_old_kv(
 
 
 async def test_every_adapter_is_resident_before_the_first_request(
-    engine: VllmEngine, adapters: tuple[object, ...]
+    engine: VllmEngine, adapters: tuple[EngineAdapter, ...]
 ) -> None:
-    assert set(await engine._engine.list_loras()) >= set(adapter_ids(adapters))  # type: ignore[arg-type]
+    assert set(await engine._engine.list_loras()) >= set(map(adapter_id, adapters))
 
 
 async def test_a_cold_fan_out_computes_the_prefix_once(

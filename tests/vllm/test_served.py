@@ -41,7 +41,7 @@ def server() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
 
 async def reachable(server: tuple[subprocess.Popen[bytes], str]) -> FantailClient:
     client = FantailClient(server[1])
-    await client.wait_until_reachable()
+    await client.wait_until_serving()
     return client
 
 

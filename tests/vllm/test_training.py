@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from service.cli import app
 from service.domain import AdapterKind, Classifier
 from service.registry.adapter import load_adapter
-from service.registry.registry import RegistryLoader
+from service.registry.loader import RegistryLoader
 from service.start import Prompting
 from service.training.export import export_adapter
 from service.training.fan import Fan

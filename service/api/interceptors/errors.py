@@ -2,60 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias, cast
+import re
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2
 
+from service.api.interceptors.around import AroundInterceptor, Context, Handler
 from service.api.status import DEFECT, DETAILS_KEY, rpc_status
+from service.call import changed_call, current_call
 from service.errors import FantailError, MalformedRequestError
-from service.request_id import new_request_id, request_id
 
 logger = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
+REQUEST_ID_KEY = "x-request-id"
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
-
-
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
+class ErrorInterceptor(AroundInterceptor):
     """Gives each call a request id and each failure a status with details; keeps the traceback in the log."""
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
-        handler = await continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None:
-            return handler
-        method, behaviour = handler_call_details.method, handler.unary_unary
+    @contextlib.asynccontextmanager
+    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
+        with changed_call(request_id=request_id_of(context)):
+            try:
+                yield
+            except FantailError as error:
+                await abort(context, error)
+            except grpc.aio.AbortError:
+                raise
+            except Exception:
+                logger.exception("request %s: %s failed", current_call().request_id, method)
+                await abort(context, DEFECT)
 
-        async def guarded(data: bytes, context: Context) -> Any:
-            with new_request_id():
-                try:
-                    # The types of grpc know only handlers that return, not those that are awaited.
-                    return await cast(Any, behaviour)(decode(data, handler), context)
-                except FantailError as error:
-                    await abort(context, error)
-                except grpc.aio.AbortError:
-                    raise
-                except Exception:
-                    logger.exception("request %s: %s failed", request_id(), method)
-                    await abort(context, DEFECT)
-
+    def decoder(self, handler: Handler) -> Callable[[Any], Any]:
         # Requests are decoded in here, not by gRPC, which would tell the caller how decoding failed.
-        return grpc.unary_unary_rpc_method_handler(cast(Any, guarded), None, handler.response_serializer)
+        return lambda data: decode(data, handler)
 
 
-def decode(data: bytes, handler: Handler) -> Any:
+def request_id_of(context: Context) -> str:
+    """The caller's own id from the header `x-request-id`, where it is one that a log can hold; else a new one."""
+    given = next((value for key, value in context.invocation_metadata() or () if key == REQUEST_ID_KEY), "")
+    return given if isinstance(given, str) and REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def decode(data: bytes, handler: Any) -> Any:
     """The request message. Raises MalformedRequestError."""
-    assert handler is not None
     try:
         return handler.request_deserializer(data) if handler.request_deserializer else data
     except DecodeError as error:
@@ -64,6 +62,6 @@ def decode(data: bytes, handler: Handler) -> Any:
 
 async def abort(context: Context, error: FantailError) -> None:
     """End the call with the error's status and its details as trailing metadata."""
-    status = rpc_status(error, request_id())
+    status = rpc_status(error, current_call().request_id)
     assert status.code != code_pb2.OK
     await context.abort(CODES[status.code], status.message, ((DETAILS_KEY, status.SerializeToString()),))

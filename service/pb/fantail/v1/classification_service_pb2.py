@@ -27,17 +27,17 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'fantail/v1/classification_service.proto\x12\nfantail.v1\x1a\x1b\x66\x61ntail/v1/classifier.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"4\n\x04Turn\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.fantail.v1.Role\x12\x0c\n\x04text\x18\x02 \x01(\t\";\n\x0c\x43onversation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1f\n\x05turns\x18\x02 \x03(\x0b\x32\x10.fantail.v1.Turn\"U\n\x0f\x43lassifyRequest\x12.\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32\x18.fantail.v1.Conversation\x12\x12\n\nclassifier\x18\x02 \x01(\t\"\x9c\x01\n\x10\x43lassifyResponse\x12\x32\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1a.fantail.v1.Classification\x12-\n\tdurations\x18\x02 \x01(\x0b\x32\x1a.fantail.v1.StageDurations\x12%\n\x05usage\x18\x03 \x01(\x0b\x32\x16.fantail.v1.TokenUsage\"T\n\rFanOutRequest\x12.\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32\x18.fantail.v1.Conversation\x12\x13\n\x0b\x63lassifiers\x18\x02 \x03(\t\"\x91\x01\n\x0e\x46\x61nOutResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.fantail.v1.FanOutResult\x12-\n\tdurations\x18\x02 \x01(\x0b\x32\x1a.fantail.v1.StageDurations\x12%\n\x05usage\x18\x03 \x01(\x0b\x32\x16.fantail.v1.TokenUsage\"\x89\x01\n\x0c\x46\x61nOutResult\x12\x12\n\nclassifier\x18\x01 \x01(\t\x12\x34\n\x0e\x63lassification\x18\x02 \x01(\x0b\x32\x1a.fantail.v1.ClassificationH\x00\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\xae\x02\n\x0e\x43lassification\x12\x12\n\nclassifier\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nconfidence\x18\x03 \x01(\x01\x12&\n\x06scores\x18\x04 \x03(\x0b\x32\x16.fantail.v1.LabelScore\x12\x12\n\nlabel_mass\x18\x05 \x01(\x01\x12\x11\n\tabstained\x18\x06 \x01(\x08\x12\x31\n\x0e\x61\x62stain_reason\x18\x07 \x01(\x0e\x32\x19.fantail.v1.AbstainReason\x12\x10\n\x08revision\x18\x08 \x01(\t\x12*\n\ntruncation\x18\t \x01(\x0b\x32\x16.fantail.v1.Truncation\x12%\n\x05usage\x18\n \x01(\x0b\x32\x16.fantail.v1.TokenUsage\"I\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\x12\x17\n\x0fraw_probability\x18\x03 \x01(\x01\";\n\nTruncation\x12\x15\n\rdropped_turns\x18\x01 \x01(\x05\x12\x16\n\x0e\x64ropped_tokens\x18\x02 \x01(\x05\"<\n\nTokenUsage\x12\x17\n\x0f\x63omputed_tokens\x18\x01 \x01(\x03\x12\x15\n\rreused_tokens\x18\x02 \x01(\x03\"\xbc\x01\n\x0eStageDurations\x12)\n\x06prompt\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65ngine\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07scoring\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x18\n\x16ListClassifiersRequest\"F\n\x17ListClassifiersResponse\x12+\n\x0b\x63lassifiers\x18\x01 \x03(\x0b\x32\x16.fantail.v1.Classifier\"*\n\x14GetClassifierRequest\x12\x12\n\nclassifier\x18\x01 \x01(\t\"C\n\x15GetClassifierResponse\x12*\n\nclassifier\x18\x01 \x01(\x0b\x32\x16.fantail.v1.Classifier*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x11\n\rROLE_CUSTOMER\x10\x01\x12\x0e\n\nROLE_AGENT\x10\x02\x12\x0f\n\x0bROLE_SYSTEM\x10\x03*z\n\rAbstainReason\x12\x1e\n\x1a\x41\x42STAIN_REASON_UNSPECIFIED\x10\x00\x12%\n!ABSTAIN_REASON_LABEL_MASS_TOO_LOW\x10\x01\x12\"\n\x1e\x41\x42STAIN_REASON_BELOW_THRESHOLD\x10\x02\x32\xd1\x02\n\x15\x43lassificationService\x12\x45\n\x08\x43lassify\x12\x1b.fantail.v1.ClassifyRequest\x1a\x1c.fantail.v1.ClassifyResponse\x12?\n\x06\x46\x61nOut\x12\x19.fantail.v1.FanOutRequest\x1a\x1a.fantail.v1.FanOutResponse\x12Z\n\x0fListClassifiers\x12\".fantail.v1.ListClassifiersRequest\x1a#.fantail.v1.ListClassifiersResponse\x12T\n\rGetClassifier\x12 .fantail.v1.GetClassifierRequest\x1a!.fantail.v1.GetClassifierResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'fantail/v1/classification_service.proto\x12\nfantail.v1\x1a\x1b\x66\x61ntail/v1/classifier.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"4\n\x04Turn\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.fantail.v1.Role\x12\x0c\n\x04text\x18\x02 \x01(\t\";\n\x0c\x43onversation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1f\n\x05turns\x18\x02 \x03(\x0b\x32\x10.fantail.v1.Turn\"U\n\x0f\x43lassifyRequest\x12.\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32\x18.fantail.v1.Conversation\x12\x12\n\nclassifier\x18\x02 \x01(\t\"\x9c\x01\n\x10\x43lassifyResponse\x12\x32\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1a.fantail.v1.Classification\x12-\n\tdurations\x18\x02 \x01(\x0b\x32\x1a.fantail.v1.StageDurations\x12%\n\x05usage\x18\x03 \x01(\x0b\x32\x16.fantail.v1.TokenUsage\"T\n\rFanOutRequest\x12.\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32\x18.fantail.v1.Conversation\x12\x13\n\x0b\x63lassifiers\x18\x02 \x03(\t\"\x91\x01\n\x0e\x46\x61nOutResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.fantail.v1.FanOutResult\x12-\n\tdurations\x18\x02 \x01(\x0b\x32\x1a.fantail.v1.StageDurations\x12%\n\x05usage\x18\x03 \x01(\x0b\x32\x16.fantail.v1.TokenUsage\"\xb8\x01\n\x0c\x46\x61nOutResult\x12\x12\n\nclassifier\x18\x01 \x01(\t\x12\x34\n\x0e\x63lassification\x18\x02 \x01(\x0b\x32\x1a.fantail.v1.ClassificationH\x00\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12-\n\tdurations\x18\x04 \x01(\x0b\x32\x1a.fantail.v1.StageDurationsB\t\n\x07outcome\"\\\n\x14\x43lassifyBatchRequest\x12/\n\rconversations\x18\x01 \x03(\x0b\x32\x18.fantail.v1.Conversation\x12\x13\n\x0b\x63lassifiers\x18\x02 \x03(\t\"l\n\x15\x43lassifyBatchResponse\x12,\n\x05items\x18\x01 \x03(\x0b\x32\x1d.fantail.v1.ClassifyBatchItem\x12%\n\x05usage\x18\x02 \x01(\x0b\x32\x16.fantail.v1.TokenUsage\"s\n\x11\x43lassifyBatchItem\x12-\n\x07\x66\x61n_out\x18\x01 \x01(\x0b\x32\x1a.fantail.v1.FanOutResponseH\x00\x12$\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\xab\x01\n\rFollowRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x1f\n\x05turns\x18\x02 \x03(\x0b\x32\x10.fantail.v1.Turn\x12\x34\n\x0b\x63lassifiers\x18\x03 \x01(\x0b\x32\x1f.fantail.v1.ClassifierSelection\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"$\n\x13\x43lassifierSelection\x12\r\n\x05names\x18\x01 \x03(\t\"\x90\x01\n\x0e\x46ollowResponse\x12\r\n\x05turns\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x04 \x01(\x05\x12-\n\x07\x66\x61n_out\x18\x02 \x01(\x0b\x32\x1a.fantail.v1.FanOutResponseH\x00\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\xae\x02\n\x0e\x43lassification\x12\x12\n\nclassifier\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nconfidence\x18\x03 \x01(\x01\x12&\n\x06scores\x18\x04 \x03(\x0b\x32\x16.fantail.v1.LabelScore\x12\x12\n\nlabel_mass\x18\x05 \x01(\x01\x12\x11\n\tabstained\x18\x06 \x01(\x08\x12\x31\n\x0e\x61\x62stain_reason\x18\x07 \x01(\x0e\x32\x19.fantail.v1.AbstainReason\x12\x10\n\x08revision\x18\x08 \x01(\t\x12*\n\ntruncation\x18\t \x01(\x0b\x32\x16.fantail.v1.Truncation\x12%\n\x05usage\x18\n \x01(\x0b\x32\x16.fantail.v1.TokenUsage\"I\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\x12\x17\n\x0fraw_probability\x18\x03 \x01(\x01\";\n\nTruncation\x12\x15\n\rdropped_turns\x18\x01 \x01(\x05\x12\x16\n\x0e\x64ropped_tokens\x18\x02 \x01(\x05\"<\n\nTokenUsage\x12\x17\n\x0f\x63omputed_tokens\x18\x01 \x01(\x03\x12\x15\n\rreused_tokens\x18\x02 \x01(\x03\"\xbc\x01\n\x0eStageDurations\x12)\n\x06prompt\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65ngine\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07scoring\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x18\n\x16ListClassifiersRequest\"F\n\x17ListClassifiersResponse\x12+\n\x0b\x63lassifiers\x18\x01 \x03(\x0b\x32\x16.fantail.v1.Classifier\"*\n\x14GetClassifierRequest\x12\x12\n\nclassifier\x18\x01 \x01(\t\"C\n\x15GetClassifierResponse\x12*\n\nclassifier\x18\x01 \x01(\x0b\x32\x16.fantail.v1.Classifier*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x11\n\rROLE_CUSTOMER\x10\x01\x12\x0e\n\nROLE_AGENT\x10\x02\x12\x0f\n\x0bROLE_SYSTEM\x10\x03*z\n\rAbstainReason\x12\x1e\n\x1a\x41\x42STAIN_REASON_UNSPECIFIED\x10\x00\x12%\n!ABSTAIN_REASON_LABEL_MASS_TOO_LOW\x10\x01\x12\"\n\x1e\x41\x42STAIN_REASON_BELOW_THRESHOLD\x10\x02\x32\xb3\x04\n\x15\x43lassificationService\x12\x45\n\x08\x43lassify\x12\x1b.fantail.v1.ClassifyRequest\x1a\x1c.fantail.v1.ClassifyResponse\x12?\n\x06\x46\x61nOut\x12\x19.fantail.v1.FanOutRequest\x1a\x1a.fantail.v1.FanOutResponse\x12\x45\n\x0cStreamFanOut\x12\x19.fantail.v1.FanOutRequest\x1a\x18.fantail.v1.FanOutResult0\x01\x12T\n\rClassifyBatch\x12 .fantail.v1.ClassifyBatchRequest\x1a!.fantail.v1.ClassifyBatchResponse\x12\x43\n\x06\x46ollow\x12\x19.fantail.v1.FollowRequest\x1a\x1a.fantail.v1.FollowResponse(\x01\x30\x01\x12Z\n\x0fListClassifiers\x12\".fantail.v1.ListClassifiersRequest\x1a#.fantail.v1.ListClassifiersResponse\x12T\n\rGetClassifier\x12 .fantail.v1.GetClassifierRequest\x1a!.fantail.v1.GetClassifierResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fantail.v1.classification_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1781
-  _globals['_ROLE']._serialized_end=1861
-  _globals['_ABSTAINREASON']._serialized_start=1863
-  _globals['_ABSTAINREASON']._serialized_end=1985
+  _globals['_ROLE']._serialized_start=2508
+  _globals['_ROLE']._serialized_end=2588
+  _globals['_ABSTAINREASON']._serialized_start=2590
+  _globals['_ABSTAINREASON']._serialized_end=2712
   _globals['_TURN']._serialized_start=141
   _globals['_TURN']._serialized_end=193
   _globals['_CONVERSATION']._serialized_start=195
@@ -51,25 +51,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FANOUTRESPONSE']._serialized_start=589
   _globals['_FANOUTRESPONSE']._serialized_end=734
   _globals['_FANOUTRESULT']._serialized_start=737
-  _globals['_FANOUTRESULT']._serialized_end=874
-  _globals['_CLASSIFICATION']._serialized_start=877
-  _globals['_CLASSIFICATION']._serialized_end=1179
-  _globals['_LABELSCORE']._serialized_start=1181
-  _globals['_LABELSCORE']._serialized_end=1254
-  _globals['_TRUNCATION']._serialized_start=1256
-  _globals['_TRUNCATION']._serialized_end=1315
-  _globals['_TOKENUSAGE']._serialized_start=1317
-  _globals['_TOKENUSAGE']._serialized_end=1377
-  _globals['_STAGEDURATIONS']._serialized_start=1380
-  _globals['_STAGEDURATIONS']._serialized_end=1568
-  _globals['_LISTCLASSIFIERSREQUEST']._serialized_start=1570
-  _globals['_LISTCLASSIFIERSREQUEST']._serialized_end=1594
-  _globals['_LISTCLASSIFIERSRESPONSE']._serialized_start=1596
-  _globals['_LISTCLASSIFIERSRESPONSE']._serialized_end=1666
-  _globals['_GETCLASSIFIERREQUEST']._serialized_start=1668
-  _globals['_GETCLASSIFIERREQUEST']._serialized_end=1710
-  _globals['_GETCLASSIFIERRESPONSE']._serialized_start=1712
-  _globals['_GETCLASSIFIERRESPONSE']._serialized_end=1779
-  _globals['_CLASSIFICATIONSERVICE']._serialized_start=1988
-  _globals['_CLASSIFICATIONSERVICE']._serialized_end=2325
+  _globals['_FANOUTRESULT']._serialized_end=921
+  _globals['_CLASSIFYBATCHREQUEST']._serialized_start=923
+  _globals['_CLASSIFYBATCHREQUEST']._serialized_end=1015
+  _globals['_CLASSIFYBATCHRESPONSE']._serialized_start=1017
+  _globals['_CLASSIFYBATCHRESPONSE']._serialized_end=1125
+  _globals['_CLASSIFYBATCHITEM']._serialized_start=1127
+  _globals['_CLASSIFYBATCHITEM']._serialized_end=1242
+  _globals['_FOLLOWREQUEST']._serialized_start=1245
+  _globals['_FOLLOWREQUEST']._serialized_end=1416
+  _globals['_CLASSIFIERSELECTION']._serialized_start=1418
+  _globals['_CLASSIFIERSELECTION']._serialized_end=1454
+  _globals['_FOLLOWRESPONSE']._serialized_start=1457
+  _globals['_FOLLOWRESPONSE']._serialized_end=1601
+  _globals['_CLASSIFICATION']._serialized_start=1604
+  _globals['_CLASSIFICATION']._serialized_end=1906
+  _globals['_LABELSCORE']._serialized_start=1908
+  _globals['_LABELSCORE']._serialized_end=1981
+  _globals['_TRUNCATION']._serialized_start=1983
+  _globals['_TRUNCATION']._serialized_end=2042
+  _globals['_TOKENUSAGE']._serialized_start=2044
+  _globals['_TOKENUSAGE']._serialized_end=2104
+  _globals['_STAGEDURATIONS']._serialized_start=2107
+  _globals['_STAGEDURATIONS']._serialized_end=2295
+  _globals['_LISTCLASSIFIERSREQUEST']._serialized_start=2297
+  _globals['_LISTCLASSIFIERSREQUEST']._serialized_end=2321
+  _globals['_LISTCLASSIFIERSRESPONSE']._serialized_start=2323
+  _globals['_LISTCLASSIFIERSRESPONSE']._serialized_end=2393
+  _globals['_GETCLASSIFIERREQUEST']._serialized_start=2395
+  _globals['_GETCLASSIFIERREQUEST']._serialized_end=2437
+  _globals['_GETCLASSIFIERRESPONSE']._serialized_start=2439
+  _globals['_GETCLASSIFIERRESPONSE']._serialized_end=2506
+  _globals['_CLASSIFICATIONSERVICE']._serialized_start=2715
+  _globals['_CLASSIFICATIONSERVICE']._serialized_end=3278
 # @@protoc_insertion_point(module_scope)

@@ -109,7 +109,9 @@ class Conversation(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     TURNS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """The caller's own id, echoed nowhere and used for nothing but the caller's orientation. May be empty."""
+    """The caller's own id. While two revisions of a classifier share its conversations, it decides which one answers, so
+    keep it the same for all calls about one conversation; without an id its first turn decides. Echoed nowhere.
+    """
     @_builtins.property
     def turns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Turn]:
         """All turns so far, oldest first. At least one is required. When they exceed the model's context the
@@ -269,6 +271,7 @@ class FanOutResult(_message.Message):
     CLASSIFIER_FIELD_NUMBER: _builtins.int
     CLASSIFICATION_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    DURATIONS_FIELD_NUMBER: _builtins.int
     classifier: _builtins.str
     """The classifier's name."""
     @_builtins.property
@@ -279,22 +282,231 @@ class FanOutResult(_message.Message):
     def status(self) -> _status_pb2.Status:
         """Why there is no answer, with the details a failed call would carry."""
 
+    @_builtins.property
+    def durations(self) -> Global___StageDurations:
+        """Only in StreamFanOut: how long each stage took up to this result."""
+
     def __init__(
         self,
         *,
         classifier: _builtins.str = ...,
         classification: Global___Classification | None = ...,
         status: _status_pb2.Status | None = ...,
+        durations: Global___StageDurations | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "outcome", b"outcome", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "durations", b"durations", "outcome", b"outcome", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "classifier", b"classifier", "outcome", b"outcome", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "classifier", b"classifier", "durations", b"durations", "outcome", b"outcome", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["classification", "status"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___FanOutResult: _TypeAlias = FanOutResult  # noqa: Y015
+
+@_typing.final
+class ClassifyBatchRequest(_message.Message):
+    """A request for many fan-outs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATIONS_FIELD_NUMBER: _builtins.int
+    CLASSIFIERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def conversations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Conversation]:
+        """The conversations, at most as many as the server allows. At least one is required."""
+
+    @_builtins.property
+    def classifiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the classifiers to ask about each, none twice. Empty means all."""
+
+    def __init__(
+        self,
+        *,
+        conversations: _abc.Iterable[Global___Conversation] | None = ...,
+        classifiers: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classifiers", b"classifiers", "conversations", b"conversations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyBatchRequest: _TypeAlias = ClassifyBatchRequest  # noqa: Y015
+
+@_typing.final
+class ClassifyBatchResponse(_message.Message):
+    """The answers about many conversations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassifyBatchItem]:
+        """One item for each conversation, in the order of the request."""
+
+    @_builtins.property
+    def usage(self) -> Global___TokenUsage:
+        """Prompt tokens this call cost the engine."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___ClassifyBatchItem] | None = ...,
+        usage: Global___TokenUsage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyBatchResponse: _TypeAlias = ClassifyBatchResponse  # noqa: Y015
+
+@_typing.final
+class ClassifyBatchItem(_message.Message):
+    """One conversation's part of a batch: one failing does not fail the others."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAN_OUT_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def fan_out(self) -> Global___FanOutResponse:
+        """The answers."""
+
+    @_builtins.property
+    def status(self) -> _status_pb2.Status:
+        """Why there are none, with the details a failed call would carry."""
+
+    def __init__(
+        self,
+        *,
+        fan_out: Global___FanOutResponse | None = ...,
+        status: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fan_out", b"fan_out", "outcome", b"outcome", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fan_out", b"fan_out", "outcome", b"outcome", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["fan_out", "status"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___ClassifyBatchItem: _TypeAlias = ClassifyBatchItem  # noqa: Y015
+
+@_typing.final
+class FollowRequest(_message.Message):
+    """What happens in a live conversation. The first message may bring all turns so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    TURNS_FIELD_NUMBER: _builtins.int
+    CLASSIFIERS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    conversation_id: _builtins.str
+    """The caller's own id of the conversation, see Conversation.id. Read from the first message only."""
+    @_builtins.property
+    def turns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Turn]:
+        """New turns, oldest first. When the last of them is the customer's, a fan-out follows. None: ask about the
+        conversation as it stands, for instance after an answer that came back with RESOURCE_EXHAUSTED.
+        """
+
+    @_builtins.property
+    def classifiers(self) -> Global___ClassifierSelection:
+        """The classifiers to ask from now on. Absent: as before; at first, all."""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """How long the fan-out of this message may take; what is not ready by then has the status DEADLINE_EXCEEDED.
+        Absent: until the deadline of the whole call.
+        """
+
+    def __init__(
+        self,
+        *,
+        conversation_id: _builtins.str = ...,
+        turns: _abc.Iterable[Global___Turn] | None = ...,
+        classifiers: Global___ClassifierSelection | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["classifiers", b"classifiers", "timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classifiers", b"classifiers", "conversation_id", b"conversation_id", "timeout", b"timeout", "turns", b"turns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowRequest: _TypeAlias = FollowRequest  # noqa: Y015
+
+@_typing.final
+class ClassifierSelection(_message.Message):
+    """Which classifiers to ask."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names, none twice. Empty means all."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifierSelection: _TypeAlias = ClassifierSelection  # noqa: Y015
+
+@_typing.final
+class FollowResponse(_message.Message):
+    """The answer to one message of a live conversation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TURNS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    FAN_OUT_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    turns: _builtins.int
+    """Turns of the conversation up to this answer."""
+    message: _builtins.int
+    """Which of the caller's messages this answers, counted from 1. Messages that want no answer get none, unless they
+    are refused.
+    """
+    @_builtins.property
+    def fan_out(self) -> Global___FanOutResponse:
+        """The answers."""
+
+    @_builtins.property
+    def status(self) -> _status_pb2.Status:
+        """Why there are none, with the details a failed call would carry. After INVALID_ARGUMENT nothing of the message was
+        taken over; after any other code its turns are kept. The call goes on.
+        """
+
+    def __init__(
+        self,
+        *,
+        turns: _builtins.int = ...,
+        message: _builtins.int = ...,
+        fan_out: Global___FanOutResponse | None = ...,
+        status: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fan_out", b"fan_out", "outcome", b"outcome", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fan_out", b"fan_out", "message", b"message", "outcome", b"outcome", "status", b"status", "turns", b"turns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["fan_out", "status"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___FollowResponse: _TypeAlias = FollowResponse  # noqa: Y015
 
 @_typing.final
 class Classification(_message.Message):

@@ -29,8 +29,11 @@ class ClassificationServiceStub:
     """Answers classifiers' questions about conversations.
 
     Errors carry google.rpc.ErrorInfo with a reason of ErrorReason and the domain "fantail.v1", a
-    google.rpc.RequestInfo with the request id, and for invalid requests a google.rpc.BadRequest that
-    names every offending field (the first 20, and how many more there are).
+    google.rpc.RequestInfo with the request id, for invalid requests a google.rpc.BadRequest that names every offending
+    field (the first 20, and how many more there are), and where another attempt makes sense a google.rpc.RetryInfo with
+    the delay to keep.
+
+    Every call ends at its deadline. A call without one is given the server's own, which its operator sets.
     """
 
     def __init__(self, channel):
@@ -49,6 +52,21 @@ class ClassificationServiceStub:
                 request_serializer=fantail_dot_v1_dot_classification__service__pb2.FanOutRequest.SerializeToString,
                 response_deserializer=fantail_dot_v1_dot_classification__service__pb2.FanOutResponse.FromString,
                 _registered_method=True)
+        self.StreamFanOut = channel.unary_stream(
+                '/fantail.v1.ClassificationService/StreamFanOut',
+                request_serializer=fantail_dot_v1_dot_classification__service__pb2.FanOutRequest.SerializeToString,
+                response_deserializer=fantail_dot_v1_dot_classification__service__pb2.FanOutResult.FromString,
+                _registered_method=True)
+        self.ClassifyBatch = channel.unary_unary(
+                '/fantail.v1.ClassificationService/ClassifyBatch',
+                request_serializer=fantail_dot_v1_dot_classification__service__pb2.ClassifyBatchRequest.SerializeToString,
+                response_deserializer=fantail_dot_v1_dot_classification__service__pb2.ClassifyBatchResponse.FromString,
+                _registered_method=True)
+        self.Follow = channel.stream_stream(
+                '/fantail.v1.ClassificationService/Follow',
+                request_serializer=fantail_dot_v1_dot_classification__service__pb2.FollowRequest.SerializeToString,
+                response_deserializer=fantail_dot_v1_dot_classification__service__pb2.FollowResponse.FromString,
+                _registered_method=True)
         self.ListClassifiers = channel.unary_unary(
                 '/fantail.v1.ClassificationService/ListClassifiers',
                 request_serializer=fantail_dot_v1_dot_classification__service__pb2.ListClassifiersRequest.SerializeToString,
@@ -65,8 +83,11 @@ class ClassificationServiceServicer:
     """Answers classifiers' questions about conversations.
 
     Errors carry google.rpc.ErrorInfo with a reason of ErrorReason and the domain "fantail.v1", a
-    google.rpc.RequestInfo with the request id, and for invalid requests a google.rpc.BadRequest that
-    names every offending field (the first 20, and how many more there are).
+    google.rpc.RequestInfo with the request id, for invalid requests a google.rpc.BadRequest that names every offending
+    field (the first 20, and how many more there are), and where another attempt makes sense a google.rpc.RetryInfo with
+    the delay to keep.
+
+    Every call ends at its deadline. A call without one is given the server's own, which its operator sets.
     """
 
     def Classify(self, request, context):
@@ -77,7 +98,37 @@ class ClassificationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FanOut(self, request, context):
-        """Asks many classifiers about one conversation, which is read once for all of them.
+        """Asks many classifiers about one conversation, which is read once for all of them. Shortly before the deadline
+        whatever is ready is returned; each classifier that is not has the status DEADLINE_EXCEEDED.
+
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamFanOut(self, request, context):
+        """The same request as FanOut, each result as soon as it is ready.
+
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        buf:lint:ignore RPC_REQUEST_STANDARD_NAME
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClassifyBatch(self, request, context):
+        """Makes many fan-outs in one call, for work that nobody waits for: it gives way to every other call, and items that
+        find no room wait instead of failing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Follow(self, request_iterator, context):
+        """Follows a live conversation: turns in as they happen, a fan-out after each message that ends with a customer's
+        turn. Earlier turns are not computed again while their KV is cached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,6 +161,21 @@ def add_ClassificationServiceServicer_to_server(servicer, server):
                     request_deserializer=fantail_dot_v1_dot_classification__service__pb2.FanOutRequest.FromString,
                     response_serializer=fantail_dot_v1_dot_classification__service__pb2.FanOutResponse.SerializeToString,
             ),
+            'StreamFanOut': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamFanOut,
+                    request_deserializer=fantail_dot_v1_dot_classification__service__pb2.FanOutRequest.FromString,
+                    response_serializer=fantail_dot_v1_dot_classification__service__pb2.FanOutResult.SerializeToString,
+            ),
+            'ClassifyBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClassifyBatch,
+                    request_deserializer=fantail_dot_v1_dot_classification__service__pb2.ClassifyBatchRequest.FromString,
+                    response_serializer=fantail_dot_v1_dot_classification__service__pb2.ClassifyBatchResponse.SerializeToString,
+            ),
+            'Follow': grpc.stream_stream_rpc_method_handler(
+                    servicer.Follow,
+                    request_deserializer=fantail_dot_v1_dot_classification__service__pb2.FollowRequest.FromString,
+                    response_serializer=fantail_dot_v1_dot_classification__service__pb2.FollowResponse.SerializeToString,
+            ),
             'ListClassifiers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListClassifiers,
                     request_deserializer=fantail_dot_v1_dot_classification__service__pb2.ListClassifiersRequest.FromString,
@@ -132,8 +198,11 @@ class ClassificationService:
     """Answers classifiers' questions about conversations.
 
     Errors carry google.rpc.ErrorInfo with a reason of ErrorReason and the domain "fantail.v1", a
-    google.rpc.RequestInfo with the request id, and for invalid requests a google.rpc.BadRequest that
-    names every offending field (the first 20, and how many more there are).
+    google.rpc.RequestInfo with the request id, for invalid requests a google.rpc.BadRequest that names every offending
+    field (the first 20, and how many more there are), and where another attempt makes sense a google.rpc.RetryInfo with
+    the delay to keep.
+
+    Every call ends at its deadline. A call without one is given the server's own, which its operator sets.
     """
 
     @staticmethod
@@ -180,6 +249,87 @@ class ClassificationService:
             '/fantail.v1.ClassificationService/FanOut',
             fantail_dot_v1_dot_classification__service__pb2.FanOutRequest.SerializeToString,
             fantail_dot_v1_dot_classification__service__pb2.FanOutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamFanOut(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fantail.v1.ClassificationService/StreamFanOut',
+            fantail_dot_v1_dot_classification__service__pb2.FanOutRequest.SerializeToString,
+            fantail_dot_v1_dot_classification__service__pb2.FanOutResult.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fantail.v1.ClassificationService/ClassifyBatch',
+            fantail_dot_v1_dot_classification__service__pb2.ClassifyBatchRequest.SerializeToString,
+            fantail_dot_v1_dot_classification__service__pb2.ClassifyBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Follow(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/fantail.v1.ClassificationService/Follow',
+            fantail_dot_v1_dot_classification__service__pb2.FollowRequest.SerializeToString,
+            fantail_dot_v1_dot_classification__service__pb2.FollowResponse.FromString,
             options,
             channel_credentials,
             insecure,

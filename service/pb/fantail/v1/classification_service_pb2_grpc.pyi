@@ -30,8 +30,11 @@ class ClassificationServiceStub:
     """Answers classifiers' questions about conversations.
 
     Errors carry google.rpc.ErrorInfo with a reason of ErrorReason and the domain "fantail.v1", a
-    google.rpc.RequestInfo with the request id, and for invalid requests a google.rpc.BadRequest that
-    names every offending field (the first 20, and how many more there are).
+    google.rpc.RequestInfo with the request id, for invalid requests a google.rpc.BadRequest that names every offending
+    field (the first 20, and how many more there are), and where another attempt makes sense a google.rpc.RetryInfo with
+    the delay to keep.
+
+    Every call ends at its deadline. A call without one is given the server's own, which its operator sets.
     """
 
     @_typing.overload
@@ -41,7 +44,26 @@ class ClassificationServiceStub:
     Classify: _grpc.UnaryUnaryMultiCallable[_classification_service_pb2.ClassifyRequest, _classification_service_pb2.ClassifyResponse]
     """Asks one classifier about a conversation."""
     FanOut: _grpc.UnaryUnaryMultiCallable[_classification_service_pb2.FanOutRequest, _classification_service_pb2.FanOutResponse]
-    """Asks many classifiers about one conversation, which is read once for all of them."""
+    """Asks many classifiers about one conversation, which is read once for all of them. Shortly before the deadline
+    whatever is ready is returned; each classifier that is not has the status DEADLINE_EXCEEDED.
+
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    """
+    StreamFanOut: _grpc.UnaryStreamMultiCallable[_classification_service_pb2.FanOutRequest, _classification_service_pb2.FanOutResult]
+    """The same request as FanOut, each result as soon as it is ready.
+
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    buf:lint:ignore RPC_REQUEST_STANDARD_NAME
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    """
+    ClassifyBatch: _grpc.UnaryUnaryMultiCallable[_classification_service_pb2.ClassifyBatchRequest, _classification_service_pb2.ClassifyBatchResponse]
+    """Makes many fan-outs in one call, for work that nobody waits for: it gives way to every other call, and items that
+    find no room wait instead of failing.
+    """
+    Follow: _grpc.StreamStreamMultiCallable[_classification_service_pb2.FollowRequest, _classification_service_pb2.FollowResponse]
+    """Follows a live conversation: turns in as they happen, a fan-out after each message that ends with a customer's
+    turn. Earlier turns are not computed again while their KV is cached.
+    """
     ListClassifiers: _grpc.UnaryUnaryMultiCallable[_classification_service_pb2.ListClassifiersRequest, _classification_service_pb2.ListClassifiersResponse]
     """Lists the classifiers of this server, those withheld included, ordered by name."""
     GetClassifier: _grpc.UnaryUnaryMultiCallable[_classification_service_pb2.GetClassifierRequest, _classification_service_pb2.GetClassifierResponse]
@@ -52,15 +74,37 @@ class ClassificationServiceAsyncStub(ClassificationServiceStub):
     """Answers classifiers' questions about conversations.
 
     Errors carry google.rpc.ErrorInfo with a reason of ErrorReason and the domain "fantail.v1", a
-    google.rpc.RequestInfo with the request id, and for invalid requests a google.rpc.BadRequest that
-    names every offending field (the first 20, and how many more there are).
+    google.rpc.RequestInfo with the request id, for invalid requests a google.rpc.BadRequest that names every offending
+    field (the first 20, and how many more there are), and where another attempt makes sense a google.rpc.RetryInfo with
+    the delay to keep.
+
+    Every call ends at its deadline. A call without one is given the server's own, which its operator sets.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Classify: _aio.UnaryUnaryMultiCallable[_classification_service_pb2.ClassifyRequest, _classification_service_pb2.ClassifyResponse]  # type: ignore[assignment]
     """Asks one classifier about a conversation."""
     FanOut: _aio.UnaryUnaryMultiCallable[_classification_service_pb2.FanOutRequest, _classification_service_pb2.FanOutResponse]  # type: ignore[assignment]
-    """Asks many classifiers about one conversation, which is read once for all of them."""
+    """Asks many classifiers about one conversation, which is read once for all of them. Shortly before the deadline
+    whatever is ready is returned; each classifier that is not has the status DEADLINE_EXCEEDED.
+
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    """
+    StreamFanOut: _aio.UnaryStreamMultiCallable[_classification_service_pb2.FanOutRequest, _classification_service_pb2.FanOutResult]  # type: ignore[assignment]
+    """The same request as FanOut, each result as soon as it is ready.
+
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    buf:lint:ignore RPC_REQUEST_STANDARD_NAME
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    """
+    ClassifyBatch: _aio.UnaryUnaryMultiCallable[_classification_service_pb2.ClassifyBatchRequest, _classification_service_pb2.ClassifyBatchResponse]  # type: ignore[assignment]
+    """Makes many fan-outs in one call, for work that nobody waits for: it gives way to every other call, and items that
+    find no room wait instead of failing.
+    """
+    Follow: _aio.StreamStreamMultiCallable[_classification_service_pb2.FollowRequest, _classification_service_pb2.FollowResponse]  # type: ignore[assignment]
+    """Follows a live conversation: turns in as they happen, a fan-out after each message that ends with a customer's
+    turn. Earlier turns are not computed again while their KV is cached.
+    """
     ListClassifiers: _aio.UnaryUnaryMultiCallable[_classification_service_pb2.ListClassifiersRequest, _classification_service_pb2.ListClassifiersResponse]  # type: ignore[assignment]
     """Lists the classifiers of this server, those withheld included, ordered by name."""
     GetClassifier: _aio.UnaryUnaryMultiCallable[_classification_service_pb2.GetClassifierRequest, _classification_service_pb2.GetClassifierResponse]  # type: ignore[assignment]
@@ -70,8 +114,11 @@ class ClassificationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers classifiers' questions about conversations.
 
     Errors carry google.rpc.ErrorInfo with a reason of ErrorReason and the domain "fantail.v1", a
-    google.rpc.RequestInfo with the request id, and for invalid requests a google.rpc.BadRequest that
-    names every offending field (the first 20, and how many more there are).
+    google.rpc.RequestInfo with the request id, for invalid requests a google.rpc.BadRequest that names every offending
+    field (the first 20, and how many more there are), and where another attempt makes sense a google.rpc.RetryInfo with
+    the delay to keep.
+
+    Every call ends at its deadline. A call without one is given the server's own, which its operator sets.
     """
 
     @_abc_1.abstractmethod
@@ -88,7 +135,44 @@ class ClassificationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _classification_service_pb2.FanOutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_classification_service_pb2.FanOutResponse, _abc.Awaitable[_classification_service_pb2.FanOutResponse]]:
-        """Asks many classifiers about one conversation, which is read once for all of them."""
+        """Asks many classifiers about one conversation, which is read once for all of them. Shortly before the deadline
+        whatever is ready is returned; each classifier that is not has the status DEADLINE_EXCEEDED.
+
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        """
+
+    @_abc_1.abstractmethod
+    def StreamFanOut(
+        self,
+        request: _classification_service_pb2.FanOutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_classification_service_pb2.FanOutResult], _abc.AsyncIterator[_classification_service_pb2.FanOutResult]]:
+        """The same request as FanOut, each result as soon as it is ready.
+
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        buf:lint:ignore RPC_REQUEST_STANDARD_NAME
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        """
+
+    @_abc_1.abstractmethod
+    def ClassifyBatch(
+        self,
+        request: _classification_service_pb2.ClassifyBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_classification_service_pb2.ClassifyBatchResponse, _abc.Awaitable[_classification_service_pb2.ClassifyBatchResponse]]:
+        """Makes many fan-outs in one call, for work that nobody waits for: it gives way to every other call, and items that
+        find no room wait instead of failing.
+        """
+
+    @_abc_1.abstractmethod
+    def Follow(
+        self,
+        request_iterator: _MaybeAsyncIterator[_classification_service_pb2.FollowRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_classification_service_pb2.FollowResponse], _abc.AsyncIterator[_classification_service_pb2.FollowResponse]]:
+        """Follows a live conversation: turns in as they happen, a fan-out after each message that ends with a customer's
+        turn. Earlier turns are not computed again while their KV is cached.
+        """
 
     @_abc_1.abstractmethod
     def ListClassifiers(

@@ -24,19 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x61ntail/v1/classifier.proto\x12\nfantail.v1\"\x9c\x02\n\nClassifier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12-\n\x0c\x61\x64\x61pter_kind\x18\x04 \x01(\x0e\x32\x17.fantail.v1.AdapterKind\x12\x10\n\x08revision\x18\x05 \x01(\t\x12\x13\n\x0btail_tokens\x18\x06 \x01(\x05\x12\'\n\x05state\x18\x07 \x01(\x0e\x32\x18.fantail.v1.ServingState\x12\x18\n\x10withheld_because\x18\x08 \x01(\t\x12\x12\n\ncalibrated\x18\t \x01(\x08\x12.\n\nthresholds\x18\n \x03(\x0b\x32\x1a.fantail.v1.LabelThreshold\"4\n\x0eLabelThreshold\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01*d\n\x0cServingState\x12\x1d\n\x19SERVING_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SERVING_STATE_SERVING\x10\x01\x12\x1a\n\x16SERVING_STATE_WITHHELD\x10\x02*v\n\x0b\x41\x64\x61pterKind\x12\x1c\n\x18\x41\x44\x41PTER_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41\x44\x41PTER_KIND_ACTIVATED\x10\x01\x12\x16\n\x12\x41\x44\x41PTER_KIND_PLAIN\x10\x02\x12\x15\n\x11\x41\x44\x41PTER_KIND_NONE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x61ntail/v1/classifier.proto\x12\nfantail.v1\"\xf0\x02\n\nClassifier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12-\n\x0c\x61\x64\x61pter_kind\x18\x04 \x01(\x0e\x32\x17.fantail.v1.AdapterKind\x12\x10\n\x08revision\x18\x05 \x01(\t\x12\x13\n\x0btail_tokens\x18\x06 \x01(\x05\x12\'\n\x05state\x18\x07 \x01(\x0e\x32\x18.fantail.v1.ServingState\x12\x18\n\x10withheld_because\x18\x08 \x01(\t\x12\x12\n\ncalibrated\x18\t \x01(\x08\x12.\n\nthresholds\x18\n \x03(\x0b\x32\x1a.fantail.v1.LabelThreshold\x12&\n\x08priority\x18\x0b \x01(\x0e\x32\x14.fantail.v1.Priority\x12*\n\x07traffic\x18\x0c \x03(\x0b\x32\x19.fantail.v1.RevisionShare\"2\n\rRevisionShare\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x0f\n\x07percent\x18\x02 \x01(\x05\"4\n\x0eLabelThreshold\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01*b\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x15\n\x11PRIORITY_CRITICAL\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x10\n\x0cPRIORITY_LOW\x10\x03*d\n\x0cServingState\x12\x1d\n\x19SERVING_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SERVING_STATE_SERVING\x10\x01\x12\x1a\n\x16SERVING_STATE_WITHHELD\x10\x02*v\n\x0b\x41\x64\x61pterKind\x12\x1c\n\x18\x41\x44\x41PTER_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41\x44\x41PTER_KIND_ACTIVATED\x10\x01\x12\x16\n\x12\x41\x44\x41PTER_KIND_PLAIN\x10\x02\x12\x15\n\x11\x41\x44\x41PTER_KIND_NONE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fantail.v1.classifier_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SERVINGSTATE']._serialized_start=384
-  _globals['_SERVINGSTATE']._serialized_end=484
-  _globals['_ADAPTERKIND']._serialized_start=486
-  _globals['_ADAPTERKIND']._serialized_end=604
+  _globals['_PRIORITY']._serialized_start=520
+  _globals['_PRIORITY']._serialized_end=618
+  _globals['_SERVINGSTATE']._serialized_start=620
+  _globals['_SERVINGSTATE']._serialized_end=720
+  _globals['_ADAPTERKIND']._serialized_start=722
+  _globals['_ADAPTERKIND']._serialized_end=840
   _globals['_CLASSIFIER']._serialized_start=44
-  _globals['_CLASSIFIER']._serialized_end=328
-  _globals['_LABELTHRESHOLD']._serialized_start=330
-  _globals['_LABELTHRESHOLD']._serialized_end=382
+  _globals['_CLASSIFIER']._serialized_end=412
+  _globals['_REVISIONSHARE']._serialized_start=414
+  _globals['_REVISIONSHARE']._serialized_end=464
+  _globals['_LABELTHRESHOLD']._serialized_start=466
+  _globals['_LABELTHRESHOLD']._serialized_end=518
 # @@protoc_insertion_point(module_scope)

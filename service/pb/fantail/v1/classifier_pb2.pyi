@@ -19,6 +19,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """Not said."""
+    PRIORITY_CRITICAL: _Priority.ValueType  # 1
+    """Computed first, shed last."""
+    PRIORITY_NORMAL: _Priority.ValueType  # 2
+    """In between."""
+    PRIORITY_LOW: _Priority.ValueType  # 3
+    """Computed last, shed first."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """How much an answer matters compared with those of other classifiers."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""Not said."""
+PRIORITY_CRITICAL: Priority.ValueType  # 1
+"""Computed first, shed last."""
+PRIORITY_NORMAL: Priority.ValueType  # 2
+"""In between."""
+PRIORITY_LOW: Priority.ValueType  # 3
+"""Computed last, shed first."""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
 class _ServingState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -87,6 +115,8 @@ class Classifier(_message.Message):
     WITHHELD_BECAUSE_FIELD_NUMBER: _builtins.int
     CALIBRATED_FIELD_NUMBER: _builtins.int
     THRESHOLDS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, unique on a server: 1 to 64 of a-z, 0-9 and _, starting with a letter."""
     description: _builtins.str
@@ -103,6 +133,8 @@ class Classifier(_message.Message):
     """Why it is not asked, for people; empty when it is."""
     calibrated: _builtins.bool
     """Whether its probabilities are calibrated. If not, they are given as the model has them."""
+    priority: Global___Priority.ValueType
+    """What is answered first when time is short, and given up last when load is high."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Its labels, in the order in which scores are listed."""
@@ -110,6 +142,12 @@ class Classifier(_message.Message):
     @_builtins.property
     def thresholds(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelThreshold]:
         """Labels that are acted on only from a probability on, in the order of `labels`; those without one are left out."""
+
+    @_builtins.property
+    def traffic(self) -> _containers.RepeatedCompositeFieldContainer[Global___RevisionShare]:
+        """Which revisions answer, with their shares of the conversations. One with 100 percent, unless an operator splits the
+        traffic; the first is the one that the fields above describe.
+        """
 
     def __init__(
         self,
@@ -124,14 +162,42 @@ class Classifier(_message.Message):
         withheld_because: _builtins.str = ...,
         calibrated: _builtins.bool = ...,
         thresholds: _abc.Iterable[Global___LabelThreshold] | None = ...,
+        priority: Global___Priority.ValueType = ...,
+        traffic: _abc.Iterable[Global___RevisionShare] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_kind", b"adapter_kind", "calibrated", b"calibrated", "description", b"description", "labels", b"labels", "name", b"name", "revision", b"revision", "state", b"state", "tail_tokens", b"tail_tokens", "thresholds", b"thresholds", "withheld_because", b"withheld_because"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_kind", b"adapter_kind", "calibrated", b"calibrated", "description", b"description", "labels", b"labels", "name", b"name", "priority", b"priority", "revision", b"revision", "state", b"state", "tail_tokens", b"tail_tokens", "thresholds", b"thresholds", "traffic", b"traffic", "withheld_because", b"withheld_because"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Classifier: _TypeAlias = Classifier  # noqa: Y015
+
+@_typing.final
+class RevisionShare(_message.Message):
+    """A revision and how much it answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    revision: _builtins.str
+    """The revision."""
+    percent: _builtins.int
+    """Its share of the conversations, in percent, 0 to 100."""
+    def __init__(
+        self,
+        *,
+        revision: _builtins.str = ...,
+        percent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["percent", b"percent", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevisionShare: _TypeAlias = RevisionShare  # noqa: Y015
 
 @_typing.final
 class LabelThreshold(_message.Message):

@@ -106,6 +106,101 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "ERROR_REASON_CLASSIFIER_WITHHELD", "domain": "fantail.v1",
               "metadata": {"classifier": "topic"}} with FAILED_PRECONDITION
     """
+    ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 15
+    """The answer was not ready at the deadline. In a fan-out it is the status of that one result.
+
+    Example: {"reason": "ERROR_REASON_DEADLINE_EXCEEDED", "domain": "fantail.v1"} with DEADLINE_EXCEEDED
+    """
+    ERROR_REASON_DEADLINE_TOO_NEAR: _ErrorReason.ValueType  # 16
+    """The deadline is nearer than the work can take, so nothing was begun. Allow more time, or send less.
+
+    Example: {"reason": "ERROR_REASON_DEADLINE_TOO_NEAR", "domain": "fantail.v1",
+              "metadata": {"needed_ms": "420"}} with DEADLINE_EXCEEDED
+    """
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 17
+    """The server has as much work as it can finish in time; google.rpc.RetryInfo says when to try again. In a fan-out it
+    may be the status of classifiers of lower priority alone.
+
+    Example: {"reason": "ERROR_REASON_OVERLOADED", "domain": "fantail.v1",
+              "metadata": {"limit": "tokens"}} with RESOURCE_EXHAUSTED
+    """
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 18
+    """The caller's key is used more often than it may; google.rpc.RetryInfo says when to try again.
+
+    Example: {"reason": "ERROR_REASON_RATE_LIMITED", "domain": "fantail.v1",
+              "metadata": {"calls_per_second": "50"}} with RESOURCE_EXHAUSTED
+    """
+    ERROR_REASON_STARTING: _ErrorReason.ValueType  # 19
+    """The server is starting: its classifiers are being loaded and proven.
+
+    Example: {"reason": "ERROR_REASON_STARTING", "domain": "fantail.v1"} with UNAVAILABLE
+    """
+    ERROR_REASON_STOPPING: _ErrorReason.ValueType  # 20
+    """The server is stopping and takes no more calls; another server may answer.
+
+    Example: {"reason": "ERROR_REASON_STOPPING", "domain": "fantail.v1"} with UNAVAILABLE
+    """
+    ERROR_REASON_KEY_INVALID: _ErrorReason.ValueType  # 21
+    """The call carries no key, or one that this server does not know or that has expired. Send the header
+    `authorization: Bearer KEY`.
+
+    Example: {"reason": "ERROR_REASON_KEY_INVALID", "domain": "fantail.v1"} with UNAUTHENTICATED
+    """
+    ERROR_REASON_SCOPE_MISSING: _ErrorReason.ValueType  # 22
+    """The key is known and its scopes do not cover this method.
+
+    Example: {"reason": "ERROR_REASON_SCOPE_MISSING", "domain": "fantail.v1",
+              "metadata": {"scope": "admin"}} with PERMISSION_DENIED
+    """
+    ERROR_REASON_BATCH_EMPTY: _ErrorReason.ValueType  # 23
+    """A batch has no conversations.
+
+    Example: {"reason": "ERROR_REASON_BATCH_EMPTY", "domain": "fantail.v1",
+              "metadata": {"field": "conversations"}} with INVALID_ARGUMENT
+    """
+    ERROR_REASON_BATCH_TOO_LARGE: _ErrorReason.ValueType  # 24
+    """A batch has more conversations than this server accepts in one call.
+
+    Example: {"reason": "ERROR_REASON_BATCH_TOO_LARGE", "domain": "fantail.v1",
+              "metadata": {"field": "conversations", "max_conversations": "256"}} with INVALID_ARGUMENT
+    """
+    ERROR_REASON_TIMEOUT_INVALID: _ErrorReason.ValueType  # 25
+    """A timeout is not positive.
+
+    Example: {"reason": "ERROR_REASON_TIMEOUT_INVALID", "domain": "fantail.v1",
+              "metadata": {"field": "timeout"}} with INVALID_ARGUMENT
+    """
+    ERROR_REASON_REVISION_UNKNOWN: _ErrorReason.ValueType  # 26
+    """No such revision of the classifier is loaded.
+
+    Example: {"reason": "ERROR_REASON_REVISION_UNKNOWN", "domain": "fantail.v1",
+              "metadata": {"classifier": "topic", "revision": "0123456789abcdef"}} with NOT_FOUND
+    """
+    ERROR_REASON_REVISION_IN_USE: _ErrorReason.ValueType  # 27
+    """A revision that answers or shadows cannot be unloaded; take its traffic away first.
+
+    Example: {"reason": "ERROR_REASON_REVISION_IN_USE", "domain": "fantail.v1",
+              "metadata": {"classifier": "topic", "revision": "0123456789abcdef"}} with FAILED_PRECONDITION
+    """
+    ERROR_REASON_REVISION_REFUSED: _ErrorReason.ValueType  # 28
+    """A folder holds no revision that can be served: its files are not in order, the engine has no room for its adapter,
+    or the engine does not reproduce its reference answers. What is served is unchanged.
+
+    Example: {"reason": "ERROR_REASON_REVISION_REFUSED", "domain": "fantail.v1",
+              "metadata": {"classifier": "topic"}} with FAILED_PRECONDITION
+    """
+    ERROR_REASON_TRAFFIC_INVALID: _ErrorReason.ValueType  # 29
+    """Shares of traffic are not percentages that sum to 100, or name a revision twice.
+
+    Example: {"reason": "ERROR_REASON_TRAFFIC_INVALID", "domain": "fantail.v1",
+              "metadata": {"field": "shares"}} with INVALID_ARGUMENT
+    """
+    ERROR_REASON_FOLDER_OUTSIDE: _ErrorReason.ValueType  # 30
+    """The name of a folder leads out of the folder that revisions are loaded from.
+
+    Example: {"reason": "ERROR_REASON_FOLDER_OUTSIDE", "domain": "fantail.v1",
+              "metadata": {"field": "folder"}} with INVALID_ARGUMENT
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason in google.rpc.ErrorInfo, whose domain is "fantail.v1". Reasons are added, never reused."""
@@ -193,5 +288,100 @@ call does not help until its folder is mended.
 
 Example: {"reason": "ERROR_REASON_CLASSIFIER_WITHHELD", "domain": "fantail.v1",
           "metadata": {"classifier": "topic"}} with FAILED_PRECONDITION
+"""
+ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 15
+"""The answer was not ready at the deadline. In a fan-out it is the status of that one result.
+
+Example: {"reason": "ERROR_REASON_DEADLINE_EXCEEDED", "domain": "fantail.v1"} with DEADLINE_EXCEEDED
+"""
+ERROR_REASON_DEADLINE_TOO_NEAR: ErrorReason.ValueType  # 16
+"""The deadline is nearer than the work can take, so nothing was begun. Allow more time, or send less.
+
+Example: {"reason": "ERROR_REASON_DEADLINE_TOO_NEAR", "domain": "fantail.v1",
+          "metadata": {"needed_ms": "420"}} with DEADLINE_EXCEEDED
+"""
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 17
+"""The server has as much work as it can finish in time; google.rpc.RetryInfo says when to try again. In a fan-out it
+may be the status of classifiers of lower priority alone.
+
+Example: {"reason": "ERROR_REASON_OVERLOADED", "domain": "fantail.v1",
+          "metadata": {"limit": "tokens"}} with RESOURCE_EXHAUSTED
+"""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 18
+"""The caller's key is used more often than it may; google.rpc.RetryInfo says when to try again.
+
+Example: {"reason": "ERROR_REASON_RATE_LIMITED", "domain": "fantail.v1",
+          "metadata": {"calls_per_second": "50"}} with RESOURCE_EXHAUSTED
+"""
+ERROR_REASON_STARTING: ErrorReason.ValueType  # 19
+"""The server is starting: its classifiers are being loaded and proven.
+
+Example: {"reason": "ERROR_REASON_STARTING", "domain": "fantail.v1"} with UNAVAILABLE
+"""
+ERROR_REASON_STOPPING: ErrorReason.ValueType  # 20
+"""The server is stopping and takes no more calls; another server may answer.
+
+Example: {"reason": "ERROR_REASON_STOPPING", "domain": "fantail.v1"} with UNAVAILABLE
+"""
+ERROR_REASON_KEY_INVALID: ErrorReason.ValueType  # 21
+"""The call carries no key, or one that this server does not know or that has expired. Send the header
+`authorization: Bearer KEY`.
+
+Example: {"reason": "ERROR_REASON_KEY_INVALID", "domain": "fantail.v1"} with UNAUTHENTICATED
+"""
+ERROR_REASON_SCOPE_MISSING: ErrorReason.ValueType  # 22
+"""The key is known and its scopes do not cover this method.
+
+Example: {"reason": "ERROR_REASON_SCOPE_MISSING", "domain": "fantail.v1",
+          "metadata": {"scope": "admin"}} with PERMISSION_DENIED
+"""
+ERROR_REASON_BATCH_EMPTY: ErrorReason.ValueType  # 23
+"""A batch has no conversations.
+
+Example: {"reason": "ERROR_REASON_BATCH_EMPTY", "domain": "fantail.v1",
+          "metadata": {"field": "conversations"}} with INVALID_ARGUMENT
+"""
+ERROR_REASON_BATCH_TOO_LARGE: ErrorReason.ValueType  # 24
+"""A batch has more conversations than this server accepts in one call.
+
+Example: {"reason": "ERROR_REASON_BATCH_TOO_LARGE", "domain": "fantail.v1",
+          "metadata": {"field": "conversations", "max_conversations": "256"}} with INVALID_ARGUMENT
+"""
+ERROR_REASON_TIMEOUT_INVALID: ErrorReason.ValueType  # 25
+"""A timeout is not positive.
+
+Example: {"reason": "ERROR_REASON_TIMEOUT_INVALID", "domain": "fantail.v1",
+          "metadata": {"field": "timeout"}} with INVALID_ARGUMENT
+"""
+ERROR_REASON_REVISION_UNKNOWN: ErrorReason.ValueType  # 26
+"""No such revision of the classifier is loaded.
+
+Example: {"reason": "ERROR_REASON_REVISION_UNKNOWN", "domain": "fantail.v1",
+          "metadata": {"classifier": "topic", "revision": "0123456789abcdef"}} with NOT_FOUND
+"""
+ERROR_REASON_REVISION_IN_USE: ErrorReason.ValueType  # 27
+"""A revision that answers or shadows cannot be unloaded; take its traffic away first.
+
+Example: {"reason": "ERROR_REASON_REVISION_IN_USE", "domain": "fantail.v1",
+          "metadata": {"classifier": "topic", "revision": "0123456789abcdef"}} with FAILED_PRECONDITION
+"""
+ERROR_REASON_REVISION_REFUSED: ErrorReason.ValueType  # 28
+"""A folder holds no revision that can be served: its files are not in order, the engine has no room for its adapter,
+or the engine does not reproduce its reference answers. What is served is unchanged.
+
+Example: {"reason": "ERROR_REASON_REVISION_REFUSED", "domain": "fantail.v1",
+          "metadata": {"classifier": "topic"}} with FAILED_PRECONDITION
+"""
+ERROR_REASON_TRAFFIC_INVALID: ErrorReason.ValueType  # 29
+"""Shares of traffic are not percentages that sum to 100, or name a revision twice.
+
+Example: {"reason": "ERROR_REASON_TRAFFIC_INVALID", "domain": "fantail.v1",
+          "metadata": {"field": "shares"}} with INVALID_ARGUMENT
+"""
+ERROR_REASON_FOLDER_OUTSIDE: ErrorReason.ValueType  # 30
+"""The name of a folder leads out of the folder that revisions are loaded from.
+
+Example: {"reason": "ERROR_REASON_FOLDER_OUTSIDE", "domain": "fantail.v1",
+          "metadata": {"field": "folder"}} with INVALID_ARGUMENT
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -1,0 +1,165 @@
+"""How much is in flight at most. It bounds and never reorders: what is admitted goes straight to the engine.
+
+Two bounds: calls under way, and tokens that the engine has yet to compute for them. Latency under load is the tokens in
+flight over the engine's rate, so the second one keeps accepted calls fast, however many others are turned away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+
+from service.deadline import Deadline
+from service.domain import Priority
+from service.errors import DeadlineTooNearError, OverloadedError, StoppingError
+
+SHARES = {Priority.CRITICAL: 1.0, Priority.NORMAL: 0.9, Priority.LOW: 0.7}
+"""Up to which share of the tokens in flight a priority is admitted: what matters least is shed first."""
+
+BACKGROUND_SHARE = 0.5
+"""The same for work that nobody waits for."""
+
+OPTIMISM = 2.0
+"""Work is refused for its deadline only if it could not be done in time at this many times the best rate seen."""
+
+FADING = 0.98
+"""How much of the best rate is left after a measurement that does not reach it."""
+
+LEAST_MEASURED = 128
+"""Tokens in flight below which an answer's time says more about fixed costs than about the rate."""
+
+LEAST_RETRY_S = 0.05
+GUESSED_RATE = 1000.0
+"""Tokens per second that delays are reckoned with before anything has been measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One classifier's part of a fan-out: tokens to compute beside what is shared, and what it counts under load."""
+
+    tokens: int
+    priority: Priority = Priority.NORMAL
+
+
+class Admission:
+    """Counts what is in flight.
+
+    `max_calls`: calls under way; `max_tokens`: tokens to compute for them; `max_follows`: live conversations, which
+    cost next to nothing between their turns.
+
+    `rate`: tokens per second at the engine's best, None before anything has been measured; `stopping`: set by `stop`.
+    """
+
+    def __init__(self, max_calls: int, max_tokens: int, max_follows: int = 10_000) -> None:
+        self.max_calls, self.max_tokens, self.max_follows = max_calls, max_tokens, max_follows
+        self.calls = 0
+        self.follows = 0
+        self.tokens = 0
+        self.rate: float | None = None
+        self.stopping = asyncio.Event()
+        self._released = asyncio.Event()
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """One more call under way. Raises OverloadedError when there are too many, StoppingError after `stop`."""
+        self._require_going_on()
+        if self.calls >= self.max_calls:
+            raise self._overloaded("calls", self.tokens)
+        self.calls += 1
+        try:
+            yield
+        finally:
+            self.calls -= 1
+
+    @contextlib.contextmanager
+    def follow(self) -> Iterator[None]:
+        """One more live conversation. Raises OverloadedError when there are too many, StoppingError after `stop`."""
+        self._require_going_on()
+        if self.follows >= self.max_follows:
+            raise self._overloaded("follows", self.tokens)
+        self.follows += 1
+        try:
+            yield
+        finally:
+            self.follows -= 1
+
+    def stop(self) -> None:
+        """Take on no more calls; those under way go on."""
+        self.stopping.set()
+
+    @contextlib.contextmanager
+    def admit(self, shared: int, jobs: Sequence[Job], deadline: Deadline) -> Iterator[tuple[bool, ...]]:
+        """Take on a fan-out, or those of its jobs that there is room for; says of each whether it is taken.
+
+        `shared`: tokens that are computed once for all of them. Raises OverloadedError when there is room for none,
+        DeadlineTooNearError when none could be done in time.
+        """
+        taken = choose(shared, jobs, self.tokens, self.max_tokens)
+        if jobs and not any(taken):
+            least = shared + min(job.tokens for job in jobs)
+            raise self._overloaded("tokens", self.tokens + least - self.max_tokens)
+        if jobs:
+            self._require_time(shared + min(job.tokens for job in _kept(jobs, taken)), deadline)
+        with self._in_flight(shared + sum(job.tokens for job in _kept(jobs, taken))):
+            yield taken
+
+    @contextlib.asynccontextmanager
+    async def admit_in_background(self, shared: int, jobs: Sequence[Job]) -> AsyncIterator[None]:
+        """Take on a fan-out that nobody waits for, once there is room for it beside what others need."""
+        total = shared + sum(job.tokens for job in jobs)
+        while self.tokens and self.tokens + total > self.max_tokens * BACKGROUND_SHARE:
+            self._released.clear()
+            await self._released.wait()
+        with self._in_flight(total):
+            yield
+
+    def _require_going_on(self) -> None:
+        if self.stopping.is_set():
+            raise StoppingError("The server is stopping; another may answer.")
+
+    def _require_time(self, tokens: int, deadline: Deadline) -> None:
+        needed = (self.tokens + tokens) / (OPTIMISM * self.rate) if self.rate else 0.0
+        if needed > deadline.remaining():
+            message = "The deadline is nearer than the work can take; allow more time or send less."
+            raise DeadlineTooNearError(message, {"needed_ms": str(math.ceil(1000 * needed))})
+
+    def _overloaded(self, limit: str, tokens_too_many: int) -> OverloadedError:
+        delay = max(LEAST_RETRY_S, tokens_too_many / (self.rate or GUESSED_RATE))
+        message = "The server has as much work as it can finish in time; try again after the delay."
+        return OverloadedError(message, delay, {"limit": limit})
+
+    @contextlib.contextmanager
+    def _in_flight(self, tokens: int) -> Iterator[None]:
+        self.tokens += tokens
+        ahead, began = self.tokens, time.monotonic()
+        try:
+            yield
+            self._measure(ahead, time.monotonic() - began)
+        finally:
+            self.tokens -= tokens
+            self._released.set()
+
+    def _measure(self, tokens: int, seconds: float) -> None:
+        if tokens >= LEAST_MEASURED and seconds > 0:
+            self.rate = max(tokens / seconds, FADING * (self.rate or 0.0))
+
+
+def choose(shared: int, jobs: Sequence[Job], in_flight: int, limit: int) -> tuple[bool, ...]:
+    """Which jobs there is room for, the ones of higher priority first; all of them where nothing else is in flight."""
+    if not in_flight:
+        return (True,) * len(jobs)
+    taken = [False] * len(jobs)
+    total = in_flight + shared
+    for index in sorted(range(len(jobs)), key=lambda index: jobs[index].priority.rank):
+        if total + jobs[index].tokens <= limit * SHARES[jobs[index].priority]:
+            taken[index] = True
+            total += jobs[index].tokens
+    return tuple(taken)
+
+
+def _kept(jobs: Sequence[Job], taken: Sequence[bool]) -> list[Job]:
+    return [job for job, wanted in zip(jobs, taken, strict=True) if wanted]

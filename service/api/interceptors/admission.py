@@ -1,0 +1,25 @@
+"""Takes a permit before work: calls beyond the bound are turned away at once, unread."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from service.admission import Admission
+from service.api.interceptors.around import LONG_LIVED, OURS, AroundInterceptor, Context
+
+
+class AdmissionInterceptor(AroundInterceptor):
+    """Holds a permit for as long as the call lasts. Health, reflection and the operator always get through."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    @contextlib.asynccontextmanager
+    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
+        if not method.startswith(OURS) or ".AdminService/" in method:
+            yield
+            return
+        # A live conversation takes a permit for each of its messages; the stream itself has a bound of its own.
+        with self._admission.follow() if method.endswith(LONG_LIVED) else self._admission.call():
+            yield

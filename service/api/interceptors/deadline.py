@@ -1,0 +1,29 @@
+"""Reads the caller's deadline once, as a value that travels with the work; gives one to those who have none."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from service.api.interceptors.around import LONG_LIVED, OURS, AroundInterceptor, Context
+from service.call import changed_call
+from service.deadline import Deadline
+
+
+class DeadlineInterceptor(AroundInterceptor):
+    """`longest_seconds`: after which a call ends that has no deadline, or a later one."""
+
+    def __init__(self, longest_seconds: float) -> None:
+        self._longest = longest_seconds
+
+    @contextlib.asynccontextmanager
+    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
+        if not method.startswith(OURS):
+            yield
+            return
+        deadline = Deadline.after(context.time_remaining())
+        # The messages of a long-lived call are given their deadlines by the servicer.
+        if not method.endswith(LONG_LIVED):
+            deadline = deadline.no_later_than(Deadline.after(self._longest))
+        with changed_call(deadline=deadline):
+            yield

@@ -1,0 +1,58 @@
+"""One classifier's question about one prefix: to what the engine is asked, and from its logprobs to an answer."""
+
+from __future__ import annotations
+
+from service.call import Call
+from service.domain import Classification, Classifier
+from service.engine.base import LabelLogprobs, ScoringRequest, engine_adapter
+from service.errors import EngineError
+from service.prompt.builder import Prefix
+from service.scoring.calibration import calibrate
+from service.scoring.decision import decide
+from service.scoring.distribution import label_distribution
+
+BACKGROUND_RANK = 10
+"""Added to the engine's priority of work that nobody waits for: any other goes first."""
+
+
+def scoring_request(prefix: Prefix, classifier: Classifier, call: Call = Call()) -> ScoringRequest:
+    """The prompt of one classifier: the shared prefix, its own tail, and where its adapter begins."""
+    activated = classifier.adapter is not None and classifier.shares_reading
+    return ScoringRequest(
+        token_ids=prefix.token_ids + classifier.tail_ids,
+        label_ids=classifier.label_ids,
+        adapter=engine_adapter(classifier),
+        activation_index=len(prefix.token_ids) if activated else None,
+        priority=classifier.priority.rank + BACKGROUND_RANK * call.background,
+        cache_salt=call.cache_salt,
+        trace_headers=call.trace_headers,
+    )
+
+
+def answer(classifier: Classifier, scored: LabelLogprobs) -> Classification:
+    """What label logprobs mean for a classifier. Raises EngineError for numbers that mean nothing."""
+    try:
+        if len(scored.logprobs) != len(classifier.labels):
+            raise ValueError(f"{len(scored.logprobs)} logprobs for {len(classifier.labels)} labels")
+        distribution = label_distribution(scored.logprobs)
+    except ValueError as error:
+        raise EngineError("The engine gave no usable probabilities for this prompt.") from error
+    calibration = classifier.calibration
+    probabilities = distribution.probabilities
+    if calibration is not None:
+        probabilities = calibrate(probabilities, calibration.scale, calibration.bias)
+    thresholds = calibration.thresholds if calibration else ()
+    decision = decide(probabilities, distribution.mass, classifier.min_label_mass, thresholds)
+    labels = tuple(label.name for label in classifier.labels)
+    return Classification(
+        classifier=classifier.name,
+        label=labels[decision.index],
+        confidence=decision.confidence,
+        labels=labels,
+        probabilities=probabilities,
+        raw_probabilities=distribution.probabilities,
+        label_mass=distribution.mass,
+        abstain_reason=decision.abstain_reason,
+        revision=classifier.revision,
+        usage=scored.usage,
+    )

@@ -1,0 +1,130 @@
+"""An engine that is started again when it dies, and answers nobody before it is proven. Knows no kind of engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+
+from service.engine.base import (
+    AdapterPlace,
+    EngineAdapter,
+    EngineCounters,
+    LabelLogprobs,
+    ScoringEngine,
+    ScoringRequest,
+)
+from service.errors import EngineDeadError, FantailError, StartingError
+
+logger = logging.getLogger(__name__)
+
+CHECK_SECONDS = 0.25
+FIRST_DELAY_S, MAX_DELAY_S = 0.5, 60.0
+STEADY_SECONDS = 60.0
+"""How long an engine has to live for the next restart to begin without delay again."""
+
+
+class State(enum.Enum):
+    """Where the engine stands."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DEAD = "dead"
+
+
+class SupervisedEngine:
+    """Stands for whichever engine runs at the moment, as long as somebody runs `run`.
+
+    `start`: an engine for as long as its context lasts; `prove`: returns once it may answer, or raises.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], AbstractAsyncContextManager[ScoringEngine]],
+        prove: Callable[[ScoringEngine], Awaitable[None]],
+    ) -> None:
+        self._start, self._prove = start, prove
+        self._engine: ScoringEngine | None = None
+        self._died = asyncio.Event()
+        self.state = State.STARTING
+        self.restarts = 0
+
+    async def score(self, request: ScoringRequest) -> LabelLogprobs:
+        engine = self._serving()
+        try:
+            return await engine.score(request)
+        except EngineDeadError:
+            self._died.set()
+            raise
+
+    async def check(self) -> None:
+        await self._serving().check()
+
+    async def load(self, adapter: EngineAdapter) -> None:
+        await self._serving().load(adapter)
+
+    async def unload(self, adapter: EngineAdapter) -> None:
+        await self._serving().unload(adapter)
+
+    async def places(self) -> Mapping[str, AdapterPlace]:
+        return await self._serving().places()
+
+    async def counters(self) -> EngineCounters:
+        return await self._serving().counters()
+
+    def _serving(self) -> ScoringEngine:
+        if self._engine is not None:
+            return self._engine
+        if self.state is State.STARTING:
+            raise StartingError("The server is starting: its classifiers are being loaded and proven.")
+        raise EngineDeadError("The engine is not running; it is being started again.")
+
+    async def run(self, started: asyncio.Event) -> None:
+        """Keep an engine running until cancelled; sets `started` when the first one serves.
+
+        Raises what the first start raises: a server that never could serve must say so, not try on.
+        """
+        delay = 0.0
+        while True:
+            try:
+                lived = await self._live(started)
+                delay = 0.0 if lived >= STEADY_SECONDS else max(FIRST_DELAY_S, 2 * delay)
+            except FantailError as error:
+                if not started.is_set():
+                    raise
+                delay = max(FIRST_DELAY_S, 2 * delay)
+                logger.error("the engine did not start again: %s", error.message)
+            delay = min(delay, MAX_DELAY_S)
+            self.restarts += 1
+            logger.error("the engine is started again in %.1f s", delay)
+            await asyncio.sleep(delay)
+
+    async def _live(self, started: asyncio.Event) -> float:
+        """Start one engine, serve with it until it dies; returns for how many seconds it served."""
+        clock = asyncio.get_running_loop().time
+        async with self._start() as engine:
+            await self._prove(engine)
+            self._died.clear()
+            self._engine, self.state, began = engine, State.SERVING, clock()
+            started.set()
+            logger.info("the engine serves")
+            try:
+                await self._death(engine)
+            finally:
+                self._engine, self.state = None, State.DEAD
+        return clock() - began
+
+    async def _death(self, engine: ScoringEngine) -> None:
+        """Return when the engine is dead, noticed by a request or by asking."""
+        while not self._died.is_set():
+            try:
+                await engine.check()
+            except EngineDeadError:
+                break
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_SECONDS):
+                    await self._died.wait()
+        logger.error("the engine is dead")

@@ -1,0 +1,69 @@
+"""Revisions in the shadow: asked about what was answered, compared and logged, never answered themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import replace
+
+from service.admission import Admission, Job
+from service.asking import answer, scoring_request
+from service.call import Call
+from service.catalogue import Catalogue
+from service.deadline import Deadline
+from service.domain import Classification, Classifier
+from service.engine.base import ScoringEngine
+from service.errors import FantailError
+from service.observer import Observer
+from service.prompt.builder import Prefix
+
+logger = logging.getLogger(__name__)
+
+MOST_UNDER_WAY = 32
+"""Shadow answers under way at once; more are left out, so that shadows never pile up behind real work."""
+
+SHADOW_SECONDS = 30.0
+
+
+class Shadows:
+    """Asks in the background. What is under way keeps its revision loaded, and is cancelled by `aclose`."""
+
+    def __init__(self, catalogue: Catalogue, engine: ScoringEngine, admission: Admission, observer: Observer) -> None:
+        self._catalogue, self._engine, self._admission, self._observer = catalogue, engine, admission, observer
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def ask(self, prefix: Prefix, shadow: Classifier, answered: Classification, call: Call) -> None:
+        """Ask a shadow for the answer it would have given, unless there is no room."""
+        if len(self._tasks) >= MOST_UNDER_WAY:
+            self._observer.shadowed(answered, None)
+            return
+        terms = replace(call, background=True, deadline=Deadline.after(SHADOW_SECONDS))
+        lease = contextlib.ExitStack()
+        lease.enter_context(self._catalogue.lease())
+        task = asyncio.create_task(self._compare(prefix, shadow, answered, terms))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: lease.close())
+
+    async def aclose(self) -> None:
+        """Cancel what is under way."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _compare(self, prefix: Prefix, shadow: Classifier, answered: Classification, call: Call) -> None:
+        try:
+            async with asyncio.timeout(call.deadline.timeout()):
+                async with self._admission.admit_in_background(0, [Job(len(shadow.tail_ids))]):
+                    found = answer(shadow, await self._engine.score(scoring_request(prefix, shadow, call)))
+        except (FantailError, TimeoutError) as error:
+            logger.warning("request %s: shadow %s@%s: %s", call.request_id, shadow.name, shadow.revision, error)
+            self._observer.shadowed(answered, None)
+            return
+        logger.info(
+            "request %s: shadow %s@%s says %s at %.3f, answered was %s at %.3f by %s",
+            *(call.request_id, shadow.name, shadow.revision, found.label, found.confidence),
+            *(answered.label, answered.confidence, answered.revision),
+        )
+        self._observer.shadowed(answered, found)

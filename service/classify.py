@@ -123,6 +123,7 @@ class Classify:
         with self.catalogue.lease() as registry:
             names = tuple(names) or tuple(registry.classifiers)
             chosen = [_find(registry, name, conversation) for name in names]
+            self.observer.asked(conversation, call)
             prefix = self.builder.prefix(conversation)
             clock.prompted()
             asked = {index: each for index, each in enumerate(chosen) if isinstance(each, Classifier)}

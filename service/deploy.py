@@ -65,11 +65,16 @@ class RevisionPlace:
     place: AdapterPlace | None
 
 
-class Deployer:
-    """Makes changes one after the other.
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """`classifiers`: whose content is served; `candidates`: where further revisions come from."""
 
-    `classifiers`: the folder whose content is served; `candidates`: the one that further revisions come from.
-    """
+    classifiers: Path
+    candidates: Path
+
+
+class Deployer:
+    """Makes changes one after the other."""
 
     def __init__(
         self,
@@ -78,14 +83,13 @@ class Deployer:
         gate: Gate,
         loader: RegistryLoader,
         snapshots: Snapshots,
-        classifiers: Path,
-        candidates: Path,
+        folders: Folders,
         observer: Observer,
     ) -> None:
         self._observer = observer
         self._catalogue, self._engine, self._gate = catalogue, engine, gate
         self._loader, self._snapshots = loader, snapshots
-        self._classifiers, self._candidates = classifiers, candidates
+        self._folders = folders
         self._one_at_a_time = asyncio.Lock()
 
     async def reload(self, names: Collection[str] = ()) -> list[Reloaded]:
@@ -97,7 +101,7 @@ class Deployer:
         async with self._one_at_a_time:
             served = self._catalogue.current.classifiers
             try:
-                folders = {folder.name: folder for folder in classifier_folders(self._classifiers)}
+                folders = {folder.name: folder for folder in classifier_folders(self._folders.classifiers)}
             except RegistryError:
                 folders = {}
             for name in names:
@@ -118,10 +122,12 @@ class Deployer:
         async with self._one_at_a_time:
             registry = self._catalogue.current
             registry.get(name)
-            path = self._candidates / folder
-            if not folder or self._candidates.resolve() not in path.resolve().parents:
-                raise FolderOutsideError(f"The folder must be named relative to {self._candidates.name}/.", "folder")
-            found = await self._prepare(name, path, self._candidates)
+            path = self._folders.candidates / folder
+            if not folder or self._folders.candidates.resolve() not in path.resolve().parents:
+                raise FolderOutsideError(
+                    f"The folder must be named relative to {self._folders.candidates.name}/.", "folder"
+                )
+            found = await self._prepare(name, path, self._folders.candidates)
             if any(each.revision == found.revision for each in registry.revisions(name)):
                 self._drop(found)
                 return registry.revision(name, found.revision)
@@ -192,7 +198,7 @@ class Deployer:
             await self._switch(registry.without_classifier(name))
             return Reloaded(name, ReloadOutcome.REMOVED, "", previous)
         try:
-            found = await self._prepare(name, folder, self._classifiers)
+            found = await self._prepare(name, folder, self._folders.classifiers)
         except RevisionRefusedError as error:
             return Reloaded(name, ReloadOutcome.REFUSED, previous, previous, error.problems)
         same = before is not None and found.revision == before.revision and found.probes == before.probes

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from service.domain import Classification, Classifier, StageSeconds
+from service.call import Call
+from service.domain import Classification, Classifier, Conversation, StageSeconds
 
 
 class Observer:
     """Is told what happens; does nothing."""
+
+    def asked(self, conversation: Conversation, call: Call) -> None:
+        """A fan-out is about to begin."""
 
     def answered(self, classifier: Classifier, answer: Classification) -> None:
         """A classifier gave an answer."""
@@ -25,3 +29,38 @@ class Observer:
 
     def shadowed(self, answer: Classification, shadow: Classification | None) -> None:
         """A revision in the shadow answered too; None: it could not, or there was no room for it."""
+
+
+class Observers(Observer):
+    """Tells everything to each of several."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def asked(self, conversation: Conversation, call: Call) -> None:
+        for each in self._observers:
+            each.asked(conversation, call)
+
+    def answered(self, classifier: Classifier, answer: Classification) -> None:
+        for each in self._observers:
+            each.answered(classifier, answer)
+
+    def finished(self, stages: StageSeconds) -> None:
+        for each in self._observers:
+            each.finished(stages)
+
+    def shed(self, classifier: Classifier) -> None:
+        for each in self._observers:
+            each.shed(classifier)
+
+    def late(self, classifier: Classifier) -> None:
+        for each in self._observers:
+            each.late(classifier)
+
+    def shadowed(self, answer: Classification, shadow: Classification | None) -> None:
+        for each in self._observers:
+            each.shadowed(answer, shadow)
+
+    def reloaded(self, classifier: str, outcome: str) -> None:
+        for each in self._observers:
+            each.reloaded(classifier, outcome)

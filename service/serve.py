@@ -16,16 +16,19 @@ from service.api.servicer import Limits
 from service.api.tls import TlsFiles
 from service.base_model import cache_folder
 from service.catalogue import Catalogue
-from service.deploy import Deployer
+from service.deploy import Deployer, Folders
 from service.engine.base import ScoringEngine
 from service.engine.hardware import Choice
 from service.engine.supervised import SupervisedEngine
 from service.engine.vllm_engine import start_vllm
 from service.keys import KeyRing
+from service.logs import TextLog
 from service.metrics import Metrics, serve_metrics
+from service.observer import Observer, Observers
 from service.registry.snapshots import snapshots
 from service.settings import Settings
 from service.start import assemble, choice_of, gate_of, load_prompting, loader_of, prove, vllm_config
+from service.tracing import tracing
 from service.watch import reload_changed, report
 
 logger = logging.getLogger(__name__)
@@ -42,27 +45,35 @@ async def serve(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
     prompting, choice, metrics = load_prompting(settings), choice_of(settings), Metrics()
     listening, loader = listening_of(settings), loader_of(prompting)
-    with snapshots(cache_folder()) as copies, serve_metrics(metrics, settings.metrics_address):
+    with (
+        snapshots(cache_folder()) as copies,
+        serve_metrics(metrics, settings.metrics_address),
+        tracing(settings.otlp_endpoint) as traces,
+    ):
+        extra: list[Observer] = [*([traces] if traces else []), *([TextLog()] if settings.log_texts else [])]
+        observer = Observers(metrics, *extra)
         catalogue = Catalogue(loader.load(settings.classifiers, copies))
         admission = Admission(settings.max_calls, tokens_in_flight(settings, choice), settings.max_follows)
         metrics.watch_admission(admission)
 
         async def proven(started: ScoringEngine) -> None:
-            await prove(replace(classify, engine=started), gate_of(settings, prompting, choice, started))
+            unwatched = replace(classify, engine=started, observer=Observer())
+            await prove(unwatched, gate_of(settings, prompting, choice, started))
 
         engine = SupervisedEngine(
             lambda: start_vllm(vllm_config(settings, prompting, choice, catalogue.current)), proven
         )
-        classify = assemble(catalogue, prompting, engine, admission, metrics)
+        classify = assemble(catalogue, prompting, engine, admission, observer)
         gate = gate_of(settings, prompting, choice, engine)
-        deployer = Deployer(catalogue, engine, gate, loader, copies, settings.classifiers, settings.candidates, metrics)
+        folders = Folders(settings.classifiers, settings.candidates)
+        deployer = Deployer(catalogue, engine, gate, loader, copies, folders, observer)
         background = [engine.run(asyncio.Event()), report(engine, catalogue, metrics)]
         if settings.watch:
             background.append(reload_changed(settings.classifiers, deployer, catalogue))
         async with (
             beside(*background),
             contextlib.aclosing(classify.shadows),
-            listen(classify, listening, metrics, deployer if settings.admin else None) as port,
+            listen(classify, listening, metrics, deployer if settings.admin else None, traces) as port,
         ):
             logger.info("listening on %s", settings.address.rsplit(":", 1)[0] + f":{port}")
             await stop.wait()

@@ -18,6 +18,7 @@ from service.api.interceptors.auth import AuthInterceptor
 from service.api.interceptors.deadline import DeadlineInterceptor
 from service.api.interceptors.errors import ErrorInterceptor
 from service.api.interceptors.metrics import MetricsInterceptor
+from service.api.interceptors.tracing import TracingInterceptor
 from service.api.servicer import ClassificationServicer, Limits
 from service.api.tls import TlsFiles, server_credentials
 from service.classify import Classify
@@ -31,6 +32,7 @@ from service.pb.fantail.v1 import (
     classification_service_pb2,
     classification_service_pb2_grpc,
 )
+from service.tracing import Tracing
 
 SERVICE = classification_service_pb2.DESCRIPTOR.services_by_name["ClassificationService"].full_name
 ADMIN = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
@@ -57,11 +59,16 @@ class Listening:
 
 @contextlib.asynccontextmanager
 async def listen(
-    classify: Classify, listening: Listening, metrics: Metrics, deployer: Deployer | None = None
+    classify: Classify,
+    listening: Listening,
+    metrics: Metrics,
+    deployer: Deployer | None = None,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[int]:
     """Serve and yield the port; at the end take on nothing more and finish accepted calls within the grace.
 
-    `deployer`: None serves no admin service. Raises ConfigurationError when the address cannot be bound.
+    `deployer`: None serves no admin service; `tracing`: None makes no spans. Raises ConfigurationError when the address
+    cannot be bound.
     """
     admission = classify.admission
     server = grpc.aio.server(
@@ -70,6 +77,7 @@ async def listen(
             ErrorInterceptor(),
             AuthInterceptor(listening.keys),
             DeadlineInterceptor(listening.longest_seconds),
+            TracingInterceptor(tracing),
             AdmissionInterceptor(admission),
         ],
         options=[("grpc.max_receive_message_length", listening.max_message_bytes), ("grpc.so_reuseport", 0)],

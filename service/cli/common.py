@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-
 from rich.console import Console
 
+from service.logs import set_up_logging
 from service.settings import Settings, load_settings
 
 console = Console()
@@ -14,7 +13,5 @@ console = Console()
 def configured() -> Settings:
     """Settings with logging set up by them."""
     loaded = load_settings()
-    logging.basicConfig(level=loaded.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "urllib3", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    set_up_logging(loaded.log_level, loaded.log_format)
     return loaded

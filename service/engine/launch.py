@@ -91,7 +91,7 @@ def engine_args(config: VllmConfig) -> dict[str, Any]:
         "gpu_memory_utilization": config.gpu_memory_share,
         "kv_cache_memory_bytes": config.choice.kv_bytes,
         "enforce_eager": config.choice.cores is not None,
-        "disable_log_stats": True,
+        "disable_log_stats": config.otlp_endpoint is None,  # vLLM's spans are made of its statistics
         "scheduling_policy": "priority",
         "otlp_traces_endpoint": config.otlp_endpoint,
         "skip_tokenizer_init": True,

@@ -16,6 +16,8 @@ ONLY_IN = {
     "grpc": (("grpc", "grpc_health", "grpc_reflection", "grpc_status"), ("service/api/", "service/client/")),
     "vllm": (("vllm",), ("service/engine/vllm_engine.py", "service/vllm_plugin/")),
     "peft": (("peft",), ("service/training/",)),
+    "prometheus": (("prometheus_client",), ("service/metrics.py",)),
+    "opentelemetry": (("opentelemetry",), ("service/tracing.py",)),
     "what reports need": (("jinja2", "matplotlib", "sklearn"), ("service/evaluation/",)),
 }
 

@@ -34,6 +34,7 @@ class ErrorInterceptor(AroundInterceptor):
             try:
                 yield
             except FantailError as error:
+                logger.info("request %s: %s: %s", current_call().request_id, method, type(error).__name__)
                 await abort(context, error)
             except grpc.aio.AbortError:
                 raise

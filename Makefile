@@ -6,7 +6,7 @@ LOCK := requirements/cpu.lock
 # The CPU build of torch is not on PyPI itself: taken from the configured sources, else from PyTorch's own index.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo serve test test-fast check format bench proto lock clean
+.PHONY: demo serve test test-fast test-faults fuzz check audit format bench proto lock clean
 
 demo: .venv/installed  ## start a server, classify one conversation over gRPC, print the answers, stop it
 	$(BIN)/fantail demo
@@ -15,10 +15,17 @@ serve: .venv/installed  ## serve on 127.0.0.1:50051 until stopped
 	$(BIN)/fantail serve
 
 test: .venv/installed  ## the whole test suite, real engine included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not engine" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m engine
+
+test-faults: .venv/installed  ## a real server under load, one fault after another; prints what became of every call
+	$(BIN)/python -m tests.faults
+
+fuzz: .venv/installed  ## 100,000 hostile inputs on the wire; prints what became of them
+	GRPC_VERBOSITY=NONE $(BIN)/python -m tools.fuzz
 
 test-fast: .venv/installed  ## everything that needs no engine
-	$(BIN)/python -m pytest -m "not engine"
+	$(BIN)/python -m pytest -m "not engine" -n auto --dist loadfile
 
 check: .venv/installed  ## lint, format, types, proto lint, generated code fresh
 	$(BIN)/ruff check .
@@ -26,6 +33,14 @@ check: .venv/installed  ## lint, format, types, proto lint, generated code fresh
 	$(BIN)/mypy
 	$(BIN)/python tools/proto.py check
 	$(BIN)/python tools/readme.py --check
+
+audit: .audit/installed  ## known vulnerabilities among the pinned packages, by pip-audit in an environment of its own
+	.audit/bin/python tools/audit.py
+
+.audit/installed:
+	$(PYTHON) -m venv .audit
+	.audit/bin/python -m pip install -q --disable-pip-version-check pip-audit==2.10.1
+	touch $@
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

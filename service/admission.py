@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from service.deadline import Deadline
 from service.domain import Priority
-from service.errors import DeadlineTooNearError, OverloadedError, StoppingError
+from service.errors import DeadlineExceededError, DeadlineTooNearError, OverloadedError, StoppingError
 
 SHARES = {Priority.CRITICAL: 1.0, Priority.NORMAL: 0.9, Priority.LOW: 0.7}
 """Up to which share of the tokens in flight a priority is admitted: what matters least is shed first."""
@@ -30,7 +30,7 @@ FADING = 0.98
 """How much of the best rate is left after a measurement that does not reach it."""
 
 LEAST_MEASURED = 128
-"""Tokens in flight below which an answer's time says more about fixed costs than about the rate."""
+"""Computed tokens below which the time they took says more about fixed costs than about the rate."""
 
 LEAST_RETRY_S = 0.05
 GUESSED_RATE = 1000.0
@@ -60,6 +60,7 @@ class Admission:
         self.follows = 0
         self.tokens = 0
         self.rate: float | None = None
+        self._computed = 0
         self.stopping = asyncio.Event()
         self._released = asyncio.Event()
 
@@ -91,6 +92,10 @@ class Admission:
         """Take on no more calls; those under way go on."""
         self.stopping.set()
 
+    def computed(self, tokens: int) -> None:
+        """The engine has computed so many for an answer; the rate is measured by these, not by what was estimated."""
+        self._computed += tokens
+
     @contextlib.contextmanager
     def admit(self, shared: int, jobs: Sequence[Job], deadline: Deadline) -> Iterator[tuple[bool, ...]]:
         """Take on a fan-out, or those of its jobs that there is room for; says of each whether it is taken.
@@ -100,20 +105,28 @@ class Admission:
         """
         taken = choose(shared, jobs, self.tokens, self.max_tokens)
         if jobs and not any(taken):
-            least = shared + min(job.tokens for job in jobs)
-            raise self._overloaded("tokens", self.tokens + least - self.max_tokens)
+            raise self._overloaded("tokens", self._in_the_way(shared, jobs))
         if jobs:
             self._require_time(shared + min(job.tokens for job in _kept(jobs, taken)), deadline)
         with self._in_flight(shared + sum(job.tokens for job in _kept(jobs, taken))):
             yield taken
 
     @contextlib.asynccontextmanager
-    async def admit_in_background(self, shared: int, jobs: Sequence[Job]) -> AsyncIterator[None]:
-        """Take on a fan-out that nobody waits for, once there is room for it beside what others need."""
+    async def admit_in_background(
+        self, shared: int, jobs: Sequence[Job], deadline: Deadline = Deadline()
+    ) -> AsyncIterator[None]:
+        """Take on a fan-out that nobody waits for, once there is room for it beside what others need.
+
+        Raises DeadlineExceededError when the deadline comes first.
+        """
         total = shared + sum(job.tokens for job in jobs)
-        while self.tokens and self.tokens + total > self.max_tokens * BACKGROUND_SHARE:
-            self._released.clear()
-            await self._released.wait()
+        try:
+            async with asyncio.timeout(deadline.timeout()):
+                while self.tokens and self.tokens + total > self.max_tokens * BACKGROUND_SHARE:
+                    self._released.clear()
+                    await self._released.wait()
+        except TimeoutError:
+            raise DeadlineExceededError("There was no room before the deadline.") from None
         with self._in_flight(total):
             yield
 
@@ -124,10 +137,20 @@ class Admission:
     def _require_time(self, tokens: int, deadline: Deadline) -> None:
         needed = (self.tokens + tokens) / (OPTIMISM * self.rate) if self.rate else 0.0
         if needed > deadline.remaining():
+            # A rate that was measured too low must not refuse everything for ever.
+            self.rate = self.rate and self.rate / FADING
             message = "The deadline is nearer than the work can take; allow more time or send less."
             raise DeadlineTooNearError(message, {"needed_ms": str(math.ceil(1000 * needed))})
 
-    def _overloaded(self, limit: str, tokens_too_many: int) -> OverloadedError:
+    def _in_the_way(self, shared: int, jobs: Sequence[Job]) -> float:
+        """Tokens that have to be computed before there is room for the first of these jobs."""
+        return min(self.tokens + shared + job.tokens - self.max_tokens * SHARES[job.priority] for job in jobs)
+
+    def shed_error(self) -> OverloadedError:
+        """What is said of a classifier that was left out, because what matters more has taken the room."""
+        return self._overloaded("tokens", self.tokens * (1 - SHARES[Priority.LOW]))
+
+    def _overloaded(self, limit: str, tokens_too_many: float) -> OverloadedError:
         delay = max(LEAST_RETRY_S, tokens_too_many / (self.rate or GUESSED_RATE))
         message = "The server has as much work as it can finish in time; try again after the delay."
         return OverloadedError(message, delay, {"limit": limit})
@@ -135,10 +158,10 @@ class Admission:
     @contextlib.contextmanager
     def _in_flight(self, tokens: int) -> Iterator[None]:
         self.tokens += tokens
-        ahead, began = self.tokens, time.monotonic()
+        computed, began = self._computed, time.monotonic()
         try:
             yield
-            self._measure(ahead, time.monotonic() - began)
+            self._measure(self._computed - computed, time.monotonic() - began)
         finally:
             self.tokens -= tokens
             self._released.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +17,9 @@ class Call:
 
     `request_id`: names the call in logs and error details; `caller`: name of the key it came with, empty without keys;
     `deadline`: when its answer is no longer wanted; `cache_salt`: callers with different salts share no KV;
-    `background`: nobody waits for it, so it gives way to the others; `trace_headers`: W3C trace context for the engine.
+    `background`: nobody waits for it, so it gives way to the others; `trace_headers`: W3C trace context for the engine;
+    `toll`: counts so much more work of the same call against the caller's rate. Raises RateLimitedError, and
+    KeyInvalidError once the caller's key is known no longer.
     """
 
     request_id: str = ""
@@ -26,6 +28,7 @@ class Call:
     cache_salt: str = ""
     background: bool = False
     trace_headers: Mapping[str, str] = field(default_factory=dict)
+    toll: Callable[[int], None] = lambda work: None
 
 
 _current: ContextVar[Call] = ContextVar("call", default=Call())
@@ -44,3 +47,8 @@ def changed_call(**changes: Any) -> Iterator[Call]:
         yield _current.get()
     finally:
         _current.reset(token)
+
+
+def learn_of_call(**facts: Any) -> None:
+    """Add to what is known of the call until its task ends, so that also those know who tell how it ended."""
+    _current.set(replace(_current.get(), **facts))

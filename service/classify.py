@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from service.admission import Admission, Job
 from service.asking import answer, scoring_request
@@ -26,7 +26,6 @@ from service.errors import (
     EngineError,
     FantailError,
     InvalidRequestError,
-    OverloadedError,
     TooManyClassifiersError,
     UnknownClassifierError,
     raise_all,
@@ -40,8 +39,11 @@ from service.stages import Clock
 
 logger = logging.getLogger(__name__)
 
-MAX_CLASSIFIERS = 1000
+MAX_CLASSIFIERS = 256
 """Names in one call beyond which it is refused unread."""
+
+LONG_CHARACTERS = 50_000
+"""Text of a conversation from which on tokenising it takes more than some milliseconds."""
 
 ANSWER_SECONDS = 0.02
 """How long before the deadline an answer is sent, so that it arrives in time."""
@@ -120,11 +122,14 @@ class Classify:
         """The same, each result as soon as it is known. Close it to cancel what is still under way."""
         clock = Clock()
         raise_all(name_problems(names))
+        call = replace(call, deadline=call.deadline.earlier(ANSWER_SECONDS))
+        if not call.deadline.remaining():
+            raise DeadlineExceededError("The deadline came before the work could begin.")
         with self.catalogue.lease() as registry:
             names = tuple(names) or tuple(registry.classifiers)
             chosen = [_find(registry, name, conversation) for name in names]
             self.observer.asked(conversation, call)
-            prefix = self.builder.prefix(conversation)
+            prefix = await self._prefix(conversation)
             clock.prompted()
             asked = {index: each for index, each in enumerate(chosen) if isinstance(each, Classifier)}
             known: dict[int, Outcome] = {
@@ -141,24 +146,32 @@ class Classify:
                         self._tell(registry, prefix, rest[index], outcome, call)
                 self.observer.finished(clock.stages())
 
+    async def _prefix(self, conversation: Conversation) -> Prefix:
+        """The prompt's shared part; made in a thread where it takes so long that other calls would wait."""
+        if sum(len(turn.text) for turn in conversation.turns) < LONG_CHARACTERS:
+            return self.builder.prefix(conversation)
+        return await asyncio.to_thread(self.builder.prefix, conversation)
+
     @contextlib.asynccontextmanager
     async def _room_for(
         self, prefix: Prefix, asked: Mapping[int, Classifier], call: Call
     ) -> AsyncIterator[dict[int, Outcome]]:
         """Hold room for what is asked; yields an error for each classifier that there is no room for.
 
-        Raises OverloadedError, DeadlineTooNearError.
+        Raises OverloadedError, DeadlineTooNearError; in the background DeadlineExceededError.
         """
         shared, jobs = self._work(prefix, asked, call.cache_salt)
         if call.background:
-            async with self.admission.admit_in_background(shared, jobs):
+            async with self.admission.admit_in_background(shared, jobs, call.deadline):
+                self._remember(prefix, asked.values(), call.cache_salt)
                 yield {}
             return
         with self.admission.admit(shared, jobs, call.deadline) as taken:
-            error = OverloadedError("Shed, because what matters more has taken the room.", 1.0, {"limit": "tokens"})
+            error = self.admission.shed_error()
             shed = [index for index, wanted in zip(asked, taken, strict=True) if not wanted]
             for index in shed:
                 self.observer.shed(asked[index])
+            self._remember(prefix, [asked[index] for index in asked if index not in shed], call.cache_salt)
             yield dict.fromkeys(shed, error)
 
     def _work(self, prefix: Prefix, asked: Mapping[int, Classifier], salt: str) -> tuple[int, list[Job]]:
@@ -168,25 +181,26 @@ class Classify:
             own = len(each.tail_ids)
             if not each.shares_reading:
                 own += self.memory.new_tokens(prefix.token_ids, f"{salt} {each.revision}")
-                self.memory.remember(prefix.token_ids, f"{salt} {each.revision}")
             jobs.append(Job(own, each.priority))
         if not any(each.shares_reading for each in asked.values()):
             return 0, jobs
-        shared = self.memory.new_tokens(prefix.token_ids, salt)
-        self.memory.remember(prefix.token_ids, salt)
-        return shared, jobs
+        return self.memory.new_tokens(prefix.token_ids, salt), jobs
+
+    def _remember(self, prefix: Prefix, admitted: Iterable[Classifier], salt: str) -> None:
+        """The engine's cache will hold what is admitted; what was refused is as new when it comes back."""
+        for reading in {salt if each.shares_reading else f"{salt} {each.revision}" for each in admitted}:
+            self.memory.remember(prefix.token_ids, reading)
 
     async def _outcomes(
         self, prefix: Prefix, asked: Mapping[int, Classifier], call: Call, clock: Clock
     ) -> AsyncGenerator[tuple[int, Outcome], None]:
-        """Score a prefix under every classifier at once; what is not ready shortly before the deadline is too late."""
-        until = call.deadline.earlier(ANSWER_SECONDS)
+        """Score a prefix under every classifier at once; what is not ready at the deadline is too late."""
         tasks = {asyncio.create_task(self._answer(prefix, each, call, clock)): i for i, each in asked.items()}
         pending = set(tasks)
         try:
             while pending:
                 done, pending = await asyncio.wait(
-                    pending, timeout=until.timeout(), return_when=asyncio.FIRST_COMPLETED
+                    pending, timeout=call.deadline.timeout(), return_when=asyncio.FIRST_COMPLETED
                 )
                 if not done:
                     break
@@ -210,11 +224,13 @@ class Classify:
         except EngineError as error:
             # It may stand in one result of a call that succeeds, so it is logged where it happens.
             logger.error("request %s: %s has no answer", call.request_id, classifier.name, exc_info=error)
+            self.observer.failed(classifier)
             return error
 
     def _tell(self, registry: Registry, prefix: Prefix, asked: Classifier, outcome: Outcome, call: Call) -> None:
-        """Let those know who watch answers: metrics, and revisions in the shadow."""
+        """Let those know who watch answers: admission, metrics, and revisions in the shadow."""
         if isinstance(outcome, Classification):
+            self.admission.computed(outcome.usage.computed)
             self.observer.answered(asked, outcome)
             for shadow in registry.shadows(asked.name):
                 self.shadows.ask(prefix, shadow, outcome, call)

@@ -6,75 +6,41 @@ Whatever fails on the way changes nothing. Knows neither gRPC nor vLLM.
 from __future__ import annotations
 
 import asyncio
-import enum
+import contextlib
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from service.catalogue import Catalogue
 from service.domain import Classifier
-from service.engine.base import AdapterPlace, EngineAdapter, ScoringEngine, engine_adapter
+from service.engine.base import ScoringEngine, engine_adapter
 from service.errors import (
     EngineError,
     FantailError,
     FolderOutsideError,
     InvalidTrafficError,
-    RegistryError,
     RevisionInUseError,
     RevisionRefusedError,
 )
 from service.gate import Gate
 from service.observer import Observer
-from service.registry.loader import RegistryLoader, classifier_folders
+from service.registry.loader import RegistryLoader, folders_by_name
 from service.registry.registry import Deployment, Registry
-from service.registry.snapshots import Snapshots
+from service.registry.snapshots import Snapshots, is_inside
+from service.revisions import Folders, Reloaded, ReloadOutcome, RevisionPlace, adapters_of
 
 logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 NEIGHBOURS = 3
 """How many serving classifiers a new revision is proven beside, its own predecessor first."""
 
 
-class ReloadOutcome(enum.Enum):
-    """What a reload did to a classifier."""
-
-    LOADED = "loaded"
-    REMOVED = "removed"
-    REFUSED = "refused"
-
-
-@dataclass(frozen=True, slots=True)
-class Reloaded:
-    """What became of one classifier; revisions are empty where there is none."""
-
-    classifier: str
-    outcome: ReloadOutcome
-    revision: str
-    previous_revision: str
-    problems: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class RevisionPlace:
-    """A loaded revision, what it answers, and where its adapter is; `place`: None without an adapter or an engine."""
-
-    classifier: Classifier
-    percent: int
-    shadow: bool
-    place: AdapterPlace | None
-
-
-@dataclass(frozen=True, slots=True)
-class Folders:
-    """`classifiers`: whose content is served; `candidates`: where further revisions come from."""
-
-    classifiers: Path
-    candidates: Path
-
-
 class Deployer:
-    """Makes changes one after the other."""
+    """Makes changes one after the other, each to its end: one that its caller gives up goes on."""
 
     def __init__(
         self,
@@ -91,6 +57,7 @@ class Deployer:
         self._loader, self._snapshots = loader, snapshots
         self._folders = folders
         self._one_at_a_time = asyncio.Lock()
+        self._under_way: set[asyncio.Task[Any]] = set()
 
     async def reload(self, names: Collection[str] = ()) -> list[Reloaded]:
         """Make what is served what the folder holds; of these names only, unless there are none.
@@ -98,59 +65,16 @@ class Deployer:
         Returns what became of each classifier that changed or was refused. Raises UnknownClassifierError for a name
         that is neither served nor a folder.
         """
-        async with self._one_at_a_time:
-            served = self._catalogue.current.classifiers
-            try:
-                folders = {folder.name: folder for folder in classifier_folders(self._folders.classifiers)}
-            except RegistryError:
-                folders = {}
-            for name in names:
-                if name not in folders:
-                    self._catalogue.current.get(name)
-            results = []
-            for name in sorted(set(names) or {*folders, *served}):
-                result = await self._reload_one(name, folders.get(name))
-                if result is not None:
-                    logger.info("reload: %s %s %s", name, result.outcome.value, "; ".join(result.problems))
-                    self._observer.reloaded(name, result.outcome.value)
-                    results.append(result)
-            return results
+        return await self._carry_out(self._reload(names))
 
     async def load(self, name: str, folder: str) -> Classifier:
         """Load a further revision from the candidates. Raises UnknownClassifierError, FolderOutsideError,
         RevisionRefusedError."""
-        async with self._one_at_a_time:
-            registry = self._catalogue.current
-            registry.get(name)
-            path = self._folders.candidates / folder
-            if not folder or self._folders.candidates.resolve() not in path.resolve().parents:
-                raise FolderOutsideError(
-                    f"The folder must be named relative to {self._folders.candidates.name}/.", "folder"
-                )
-            found = await self._prepare(name, path, self._folders.candidates)
-            if any(each.revision == found.revision for each in registry.revisions(name)):
-                self._drop(found)
-                return registry.revision(name, found.revision)
-            deployment = registry.deployments.get(name, Deployment())
-            more = replace(deployment, candidates=(*deployment.candidates, found))
-            await self._switch(self._catalogue.current.with_deployment(name, more))
-            return found
+        return await self._carry_out(self._load(name, folder))
 
     async def unload(self, name: str, revision: str) -> None:
         """Unload a further revision. Raises UnknownClassifierError, UnknownRevisionError, RevisionInUseError."""
-        async with self._one_at_a_time:
-            registry = self._catalogue.current
-            found = registry.revision(name, revision)
-            deployment = registry.deployments.get(name, Deployment())
-            used = registry.shares(name).get(revision, 0) or revision in deployment.shadows
-            if used or found is registry.get(name):
-                raise RevisionInUseError(
-                    "The revision answers, shadows, or is the classifiers folder's own; take its traffic away first.",
-                    {"classifier": name, "revision": revision},
-                )
-            rest = tuple(each for each in deployment.candidates if each is not found)
-            shares = {each: percent for each, percent in deployment.shares.items() if each != revision}
-            await self._switch(registry.with_deployment(name, replace(deployment, candidates=rest, shares=shares)))
+        await self._carry_out(self._unload(name, revision))
 
     async def route(
         self, name: str, shares: Sequence[tuple[str, int]], shadows: Collection[str]
@@ -161,6 +85,7 @@ class Deployer:
         """
         async with self._one_at_a_time:
             registry = self._catalogue.current
+            registry.get(name)
             divided = dict(shares)
             if len(divided) != len(shares):
                 raise InvalidTrafficError("A revision is given two shares; name each once.", "shares")
@@ -181,58 +106,136 @@ class Deployer:
         found = []
         for name in registry.classifiers:
             shares, shadows = registry.shares(name), registry.shadows(name)
-            for each in registry.revisions(name):
+            for each in sorted(registry.revisions(name), key=lambda each: each.revision):
                 adapter = engine_adapter(each)
                 place = places.get(adapter.name) if adapter else None
                 found.append(RevisionPlace(each, shares.get(each.revision, 0), each in shadows, place))
         return found
 
+    @contextlib.asynccontextmanager
+    async def no_change(self) -> AsyncIterator[None]:
+        """Let every change wait as long as this lasts."""
+        async with self._one_at_a_time:
+            yield
+
+    async def _carry_out(self, change: Coroutine[Any, Any, Value]) -> Value:
+        """Make a change once those before it are made, whether or not the caller still waits for it: half a change
+        would leave adapters in the engine and files on disk."""
+
+        async def alone() -> Value:
+            async with self._one_at_a_time:
+                return await change
+
+        def made(task: asyncio.Task[Value]) -> None:
+            self._under_way.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                # Told here too, because a caller that has gone away is told nothing.
+                logger.info("a change was not made: %s", type(error).__name__)
+
+        task = asyncio.create_task(alone())
+        self._under_way.add(task)
+        task.add_done_callback(made)
+        return await asyncio.shield(task)
+
+    async def _reload(self, names: Collection[str]) -> list[Reloaded]:
+        served = self._catalogue.current.classifiers
+        folders = await asyncio.to_thread(folders_by_name, self._folders.classifiers)
+        if not folders:
+            return [self._refused(name, "there are no classifier folders at all; is a mount lost?") for name in served]
+        for name in names:
+            if name not in folders:
+                self._catalogue.current.get(name)
+        results = []
+        for name in sorted(set(names) or {*folders, *served}):
+            result = await self._reload_one(name, folders.get(name))
+            self._observer.reloaded(name, result.outcome.value if result else "unchanged")
+            if result is not None:
+                logger.info("reload: %s %s %s", name, result.outcome.value, "; ".join(result.problems))
+                results.append(result)
+        return results
+
+    def _refused(self, name: str, *problems: str) -> Reloaded:
+        """What becomes of a classifier that stays as it is, against what the folder says."""
+        registry = self._catalogue.current
+        before = registry.classifiers.get(name)
+        answers = before.revision if before is not None and name not in registry.withheld else ""
+        return Reloaded(name, ReloadOutcome.REFUSED, answers, answers, problems)
+
     async def _reload_one(self, name: str, folder: Path | None) -> Reloaded | None:
         registry = self._catalogue.current
         before = registry.classifiers.get(name)
-        previous = before.revision if before else ""
+        previous = before.revision if before is not None and name not in registry.withheld else ""
         if folder is None:
-            if len(registry.classifiers) == 1:
-                problem = "its folder is gone, but it is the last classifier; a server needs one"
-                return Reloaded(name, ReloadOutcome.REFUSED, previous, previous, (problem,))
             await self._switch(registry.without_classifier(name))
             return Reloaded(name, ReloadOutcome.REMOVED, "", previous)
         try:
-            found = await self._prepare(name, folder, self._folders.classifiers)
+            found = await self._copy(name, folder, self._folders.classifiers)
+            same = before is not None and found.revision == before.revision and found.probes == before.probes
+            if same and name not in registry.withheld:
+                await self._drop(found)
+                return None
+            await self._prove(found)
         except RevisionRefusedError as error:
-            return Reloaded(name, ReloadOutcome.REFUSED, previous, previous, error.problems)
-        same = before is not None and found.revision == before.revision and found.probes == before.probes
-        if same and name not in registry.withheld:
-            self._drop(found)
-            return None
+            return self._refused(name, *error.problems)
         await self._switch(self._catalogue.current.with_classifier(found))
         return Reloaded(name, ReloadOutcome.LOADED, found.revision, previous)
 
-    async def _prepare(self, name: str, folder: Path, root: Path) -> Classifier:
-        """Copy, check, load and prove what a folder holds, beside what is served. Raises RevisionRefusedError."""
+    async def _load(self, name: str, folder: str) -> Classifier:
+        registry = self._catalogue.current
+        registry.get(name)
+        candidates = self._folders.candidates
+        if not folder or "\0" in folder or not is_inside(candidates / folder, candidates):
+            raise FolderOutsideError(f"The folder must be named relative to {candidates.name}/.", "folder")
+        found = await self._copy(name, candidates / folder, candidates)
+        if any(each.revision == found.revision for each in registry.revisions(name)):
+            await self._drop(found)
+            return registry.revision(name, found.revision)
+        await self._prove(found)
+        registry = self._catalogue.current
+        deployment = registry.deployments.get(name, Deployment())
+        more = replace(deployment, candidates=(*deployment.candidates, found))
+        await self._switch(registry.with_deployment(name, more))
+        return found
+
+    async def _unload(self, name: str, revision: str) -> None:
+        registry = self._catalogue.current
+        found = registry.revision(name, revision)
+        deployment = registry.deployments.get(name, Deployment())
+        used = registry.shares(name).get(revision, 0) or revision in deployment.shadows
+        if used or found is registry.get(name):
+            raise RevisionInUseError(
+                "The revision answers, shadows, or is the classifiers folder's own; take its traffic away first.",
+                {"classifier": name, "revision": revision},
+            )
+        rest = tuple(each for each in deployment.candidates if each is not found)
+        shares = {each: percent for each, percent in deployment.shares.items() if each != revision}
+        await self._switch(registry.with_deployment(name, replace(deployment, candidates=rest, shares=shares)))
+
+    async def _copy(self, name: str, folder: Path, root: Path) -> Classifier:
+        """Copy and check what a folder holds. Raises RevisionRefusedError."""
         found, problems = await asyncio.to_thread(self._loader.load_confined, folder, root, self._snapshots, name)
         if found is None:
             raise RevisionRefusedError(name, problems)
         if found.flaw is not None:
-            self._drop(found)
+            await self._drop(found)
             raise RevisionRefusedError(name, [found.flaw])
-        try:
-            await self._prove(found)
-        except FantailError as error:
-            await self._forget(found)
-            raise RevisionRefusedError(name, [error.message]) from error
         return found
 
     async def _prove(self, found: Classifier) -> None:
-        """Load its adapter and pass it through the gate, beside some of those that serve. Raises EngineError."""
-        registry = self._catalogue.current
-        if (adapter := engine_adapter(found)) is not None:
-            await self._engine.load(adapter)
-        serving = [registry.classifiers[name] for name in registry.serving_names]
-        serving.sort(key=lambda each: each.name != found.name)
-        failures = await self._gate.check([found], beside=serving[:NEIGHBOURS])
-        if failures:
-            raise EngineError("; ".join(f"{name}: {why}" for name, why in failures.items()))
+        """Load its adapter and pass it through the gate, beside some of those that serve. Raises RevisionRefusedError,
+        with its adapter and its copy gone again."""
+        try:
+            registry = self._catalogue.current
+            if (adapter := engine_adapter(found)) is not None:
+                await self._engine.load(adapter)
+            serving = [registry.classifiers[name] for name in registry.serving_names]
+            serving.sort(key=lambda each: each.name != found.name)
+            failures = await self._gate.check([found], beside=serving[:NEIGHBOURS])
+            if failures:
+                raise EngineError("; ".join(f"{name}: {why}" for name, why in failures.items()))
+        except FantailError as error:
+            await self._forget(found)
+            raise RevisionRefusedError(found.name, [error.message]) from error
 
     async def _switch(self, registry: Registry) -> None:
         """Serve `registry` from now on; free what only calls of before needed, once they are done."""
@@ -246,23 +249,17 @@ class Deployer:
     async def _forget(self, classifier: Classifier) -> None:
         """Free a revision's adapter, unless a served one has the same, and its files."""
         adapter = engine_adapter(classifier)
-        if adapter is not None and adapter.name not in adapter_names(self._catalogue.current):
+        if adapter is not None:
+            served = {each.name: each for each in adapters_of(self._catalogue.current)}.get(adapter.name)
             try:
-                await self._engine.unload(adapter)
+                if served is None:
+                    await self._engine.unload(adapter.name)
+                else:  # the engine may read it again, and must not look where it is about to be removed
+                    await self._engine.load(served)
             except FantailError as error:  # a dead engine holds nothing; a live one that fails must be seen
                 logger.error("%s stays in the engine: %s", adapter.name, error.message)
-        self._drop(classifier)
+        await self._drop(classifier)
 
-    def _drop(self, classifier: Classifier) -> None:
+    async def _drop(self, classifier: Classifier) -> None:
         if classifier.folder is not None:
-            self._snapshots.drop(classifier.folder)
-
-
-def adapters_of(registry: Registry) -> tuple[EngineAdapter, ...]:
-    """Every adapter that a registry needs in the engine, each once."""
-    found = (engine_adapter(each) for each in registry.loaded)
-    return tuple({each.name: each for each in found if each is not None}.values())
-
-
-def adapter_names(registry: Registry) -> set[str]:
-    return {each.name for each in adapters_of(registry)}
+            await asyncio.to_thread(self._snapshots.drop, classifier.folder)

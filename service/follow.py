@@ -19,6 +19,18 @@ class LiveConversation:
     turns: list[Turn] = field(default_factory=list)
     names: tuple[str, ...] = ()
 
+    def require_room(self, new: Sequence[Turn]) -> None:
+        """Raise TurnTooLongError for turns that do not fit the context, whatever else is said."""
+        self.classify.builder.prefix(Conversation(self.id, tuple(new)))
+
+    def take_over(self, id: str, new: Sequence[Turn], names: Sequence[str] | None) -> None:
+        """Go on with what a message brings. `id`: of the first message alone; `names`: None for those as before."""
+        if not self.turns:
+            self.id = id
+        self.turns = [*self.turns, *new]
+        if names is not None:
+            self.names = tuple(names)
+
     def wants_answers(self, new: Sequence[Turn]) -> bool:
         """Whether a message with these turns is answered: the customer spoke last, or nobody and it merely asks."""
         return not new or new[-1].role is Role.CUSTOMER

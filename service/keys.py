@@ -5,7 +5,7 @@ name = "support-backend"            # the caller, in logs and metrics; keys of o
 sha256 = "9f86d081884c7d65…"        # of the key; `fantail key NAME` makes both
 scopes = ["classify"]               # and "admin"
 calls_per_second = 50               # optional, as are burst, expires and isolated
-burst = 100
+burst = 100                         # calls at once; without it as many as in a second
 expires = 2027-06-30T00:00:00Z
 isolated = true                     # shares no KV with other callers, at the price of reading shared texts again
 """
@@ -21,9 +21,18 @@ import tomllib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from service.errors import ConfigurationError, RateLimitedError
 from service.problems import sentences
@@ -51,10 +60,29 @@ class Key(BaseModel):
     expires: AwareDatetime | None = None
     isolated: bool = False
 
+    @field_validator("sha256")
+    @classmethod
+    def _of_a_key(cls, sha256: str) -> str:
+        if sha256 == hashlib.sha256(b"").hexdigest():
+            raise ValueError("is the hash of nothing, which is what a call without key presents")
+        return sha256
+
+    @model_validator(mode="after")
+    def _burst_of_a_rate(self) -> Self:
+        if self.burst is not None and self.calls_per_second is None:
+            raise ValueError("burst limits nothing without calls_per_second")
+        return self
+
 
 class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
     key: list[Key] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _each_key_once(self) -> Self:
+        if len({each.sha256 for each in self.key}) < len(self.key):
+            raise ValueError("two entries have the same sha256: say it all in one")
+        return self
 
 
 @dataclass(slots=True)
@@ -93,19 +121,29 @@ class KeyRing:
 
     def count(self, key: Key) -> None:
         """One more call. Raises RateLimitedError when that is more than the caller may make."""
+        self._take(key, 1, least=1)
+
+    def count_more(self, key: Key, work: int) -> None:
+        """So much more work of a call that is let in; it may leave the caller in debt.
+
+        Raises RateLimitedError when the caller is in debt already.
+        """
+        self._take(key, work, least=0)
+
+    def _take(self, key: Key, calls: int, least: float) -> None:
         if key.calls_per_second is None:
             return
         now, most = time.monotonic(), float(key.burst or max(1.0, key.calls_per_second))
         bucket = self._buckets.setdefault(key.name, _Bucket(most, now))
         bucket.calls = min(most, bucket.calls + (now - bucket.since) * key.calls_per_second)
         bucket.since = now
-        if bucket.calls < 1:
+        if bucket.calls < least:
             raise RateLimitedError(
                 "This key is used more often than it may; try again after the delay.",
-                (1 - bucket.calls) / key.calls_per_second,
+                (least - bucket.calls) / key.calls_per_second,
                 {"calls_per_second": f"{key.calls_per_second:g}"},
             )
-        bucket.calls -= 1
+        bucket.calls -= calls
 
     def salt(self, key: Key) -> str:
         """What keeps an isolated caller's KV from all others; empty for those who share."""
@@ -147,10 +185,10 @@ def new_key() -> tuple[str, str]:
     return key, hashlib.sha256(key.encode()).hexdigest()
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when a file does; None without one."""
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file does, be it another one of the same size and age; None without one."""
     try:
         found = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size
+    return found.st_ino, found.st_ctime_ns, found.st_size

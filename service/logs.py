@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 NOISY = ("httpx", "urllib3", "asyncio", "watchfiles")
+QUIET = ("opentelemetry",)
+"""Tells of whatever callers send as trace context, as a warning."""
 
 
 def set_up_logging(level: str, form: Literal["text", "json"]) -> None:
@@ -23,6 +25,8 @@ def set_up_logging(level: str, form: Literal["text", "json"]) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _with_request(record: logging.LogRecord) -> bool:
@@ -38,14 +42,17 @@ def _json_formatter() -> logging.Formatter:
     return JsonFormatter(
         "{asctime}{levelname}{name}{message}{request_id}{caller}",
         style="{",
-        rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
+        rename_fields={"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "traceback"},
         datefmt="%Y-%m-%dT%H:%M:%S%z",
     )
 
 
 class TextLog(Observer):
-    """Logs what customers write. Only where an operator has switched it on: nothing else in Fantail does."""
+    """Logs what customers write. Only where an operator has switched it on: nothing else in Fantail does.
+
+    Texts are quoted, so that none can pass for a line of the log.
+    """
 
     def asked(self, conversation: Conversation, call: Call) -> None:
-        said = " | ".join(f"{turn.role.value}: {turn.text}" for turn in conversation.turns)
+        said = " | ".join(f"{turn.role.value}: {turn.text!r}" for turn in conversation.turns)
         logger.info("request %s asks about: %s", call.request_id, said)

@@ -21,6 +21,9 @@ class Observer:
     def reloaded(self, classifier: str, outcome: str) -> None:
         """A reload changed or refused a classifier."""
 
+    def failed(self, classifier: Classifier) -> None:
+        """The engine failed on a classifier."""
+
     def shed(self, classifier: Classifier) -> None:
         """A classifier was left out of a fan-out for want of room."""
 
@@ -48,6 +51,10 @@ class Observers(Observer):
     def finished(self, stages: StageSeconds) -> None:
         for each in self._observers:
             each.finished(stages)
+
+    def failed(self, classifier: Classifier) -> None:
+        for each in self._observers:
+            each.failed(classifier)
 
     def shed(self, classifier: Classifier) -> None:
         for each in self._observers:

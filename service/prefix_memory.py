@@ -29,7 +29,8 @@ class PrefixMemory:
 
     def remember(self, prefix: Sequence[int], salt: str) -> None:
         """The engine has computed this prefix; what was used longest ago is forgotten for it."""
-        for key in _chain(prefix, salt):
+        # The end is forgotten before the beginning: no block is of use without those before it.
+        for key in reversed([*_chain(prefix, salt)]):
             self._blocks[key] = None
             self._blocks.move_to_end(key)
         while len(self._blocks) > self._capacity:

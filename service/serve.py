@@ -16,16 +16,17 @@ from service.api.servicer import Limits
 from service.api.tls import TlsFiles
 from service.base_model import cache_folder
 from service.catalogue import Catalogue
-from service.deploy import Deployer, Folders
+from service.deploy import Deployer
 from service.engine.base import ScoringEngine
 from service.engine.hardware import Choice
-from service.engine.supervised import SupervisedEngine
+from service.engine.supervised import State, SupervisedEngine
 from service.engine.vllm_engine import start_vllm
 from service.keys import KeyRing
 from service.logs import TextLog
 from service.metrics import Metrics, serve_metrics
 from service.observer import Observer, Observers
 from service.registry.snapshots import snapshots
+from service.revisions import Folders
 from service.settings import Settings
 from service.start import assemble, choice_of, gate_of, load_prompting, loader_of, prove, vllm_config
 from service.tracing import tracing
@@ -58,10 +59,13 @@ async def serve(settings: Settings) -> None:
 
         async def proven(started: ScoringEngine) -> None:
             unwatched = replace(classify, engine=started, observer=Observer())
-            await prove(unwatched, gate_of(settings, prompting, choice, started))
+            async with deployer.no_change():
+                await prove(unwatched, gate_of(settings, prompting, choice, started))
 
         engine = SupervisedEngine(
-            lambda: start_vllm(vllm_config(settings, prompting, choice, catalogue.current)), proven
+            lambda: start_vllm(vllm_config(settings, prompting, choice, catalogue.current)),
+            proven,
+            settings.stall_seconds,
         )
         classify = assemble(catalogue, prompting, engine, admission, observer)
         gate = gate_of(settings, prompting, choice, engine)
@@ -69,7 +73,9 @@ async def serve(settings: Settings) -> None:
         deployer = Deployer(catalogue, engine, gate, loader, copies, folders, observer)
         background = [engine.run(asyncio.Event()), report(engine, catalogue, metrics)]
         if settings.watch:
-            background.append(reload_changed(settings.classifiers, deployer, catalogue))
+            background.append(
+                reload_changed(settings.classifiers, deployer, catalogue, lambda: engine.state is State.SERVING)
+            )
         async with (
             beside(*background),
             contextlib.aclosing(classify.shadows),

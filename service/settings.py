@@ -128,6 +128,11 @@ class Settings(BaseSettings):
     longest_seconds: Positive = setting(
         60.0, "After which a call ends that has no deadline or a later one. More lets slow work finish; less frees it."
     )
+    stall_seconds: Positive = setting(
+        120.0,
+        "An engine that has work and finishes none of it for so long is killed and started again. Less recovers "
+        "sooner; too little kills one that is merely slow.",
+    )
     grace_seconds: float = setting(
         30.0, "How long a stopping server finishes accepted calls. Longer loses fewer; shorter restarts sooner.", ge=0
     )
@@ -219,10 +224,12 @@ def contradictions(settings: Settings) -> Iterator[str]:
 
 def is_loopback(address: str) -> bool:
     """Whether only this machine can reach an address."""
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost" or address.startswith("unix:"):
+    host = address.rpartition(":")[0]
+    if host == "localhost":
         return True
+    # Of IPv6 without brackets gRPC takes the port for a part of the address.
+    kind = ipaddress.IPv6Address if host.startswith("[") else ipaddress.IPv4Address
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return kind(host.strip("[]")).is_loopback
     except ValueError:
         return False

@@ -34,8 +34,10 @@ class Shadows:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def ask(self, prefix: Prefix, shadow: Classifier, answered: Classification, call: Call) -> None:
-        """Ask a shadow for the answer it would have given, unless there is no room."""
-        if len(self._tasks) >= MOST_UNDER_WAY:
+        """Ask a shadow for the answer it would have given, unless there is no room, or it has been replaced meanwhile:
+        nothing would keep it loaded."""
+        replaced = all(each is not shadow for each in self._catalogue.current.loaded)
+        if replaced or len(self._tasks) >= MOST_UNDER_WAY:
             self._observer.shadowed(answered, None)
             return
         terms = replace(call, background=True, deadline=Deadline.after(SHADOW_SECONDS))
@@ -55,10 +57,12 @@ class Shadows:
     async def _compare(self, prefix: Prefix, shadow: Classifier, answered: Classification, call: Call) -> None:
         try:
             async with asyncio.timeout(call.deadline.timeout()):
-                async with self._admission.admit_in_background(0, [Job(len(shadow.tail_ids))]):
+                tokens = len(shadow.tail_ids) + (0 if shadow.shares_reading else len(prefix.token_ids))
+                async with self._admission.admit_in_background(0, [Job(tokens)]):
                     found = answer(shadow, await self._engine.score(scoring_request(prefix, shadow, call)))
         except (FantailError, TimeoutError) as error:
-            logger.warning("request %s: shadow %s@%s: %s", call.request_id, shadow.name, shadow.revision, error)
+            why = str(error) or "there was no time"
+            logger.warning("request %s: shadow %s@%s: %s", call.request_id, shadow.name, shadow.revision, why)
             self._observer.shadowed(answered, None)
             return
         logger.info(

@@ -11,7 +11,6 @@ from service.admission import Admission
 from service.base_model import BaseModel, describe_base, resolve_base
 from service.catalogue import Catalogue
 from service.classify import Classify
-from service.deploy import adapters_of
 from service.domain import Conversation, Role, Turn
 from service.engine.base import ScoringEngine
 from service.engine.hardware import Choice, choose, detect_hardware
@@ -26,6 +25,7 @@ from service.prompt.format import load_prompt_format
 from service.prompt.tokenizer import PromptTokenizer
 from service.registry.loader import RegistryLoader
 from service.registry.registry import Deployment, Registry
+from service.revisions import adapters_of
 from service.settings import Settings
 from service.shadow import Shadows
 
@@ -133,6 +133,7 @@ async def prove(classify: Classify, gate: Gate) -> None:
     A further revision that fails loses its traffic. Raises StartError when no classifier is left or one cannot answer.
     """
     catalogue = classify.catalogue
+    await fit(classify.engine, catalogue.current)
     registry = catalogue.current.without(await gate.check(catalogue.current.select(())))
     for name, deployment in registry.deployments.items():
         for candidate in deployment.candidates:
@@ -145,6 +146,15 @@ async def prove(classify: Classify, gate: Gate) -> None:
         logger.error("%s is withheld: %s", name, why)
     classify.memory.forget()
     await warm_up(classify)
+
+
+async def fit(engine: ScoringEngine, registry: Registry) -> None:
+    """Give an engine the adapters of a registry that has changed since it was started. Raises EngineError."""
+    wanted = {each.name: each for each in adapters_of(registry)}
+    for adapter in wanted.values():
+        await engine.load(adapter)
+    for name in set(await engine.places()) - set(wanted):
+        await engine.unload(name)
 
 
 async def warm_up(classify: Classify) -> None:

@@ -5,12 +5,35 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from service.domain import StageSeconds
 from service.observer import Observer
 
 SERVICE_NAME = "fantail"
+
+EXPORT_SECONDS = 3.0
+"""How long a collector may take; a stopping server waits no longer for one that is not there."""
+
+OUR_FAULT = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+"""Statuses that make a server's span a failed one; the others are the caller's doing (OpenTelemetry's conventions)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallSpan:
+    """A call's span while the call lasts."""
+
+    span: Any
+
+    def ended(self, code: str) -> None:
+        """Say how the call ended: the name of its status code."""
+        from opentelemetry.trace import StatusCode
+
+        self.span.set_attribute("rpc.response.status_code", code)
+        if code in OUR_FAULT:
+            self.span.set_attribute("error.type", code)
+            self.span.set_status(StatusCode.ERROR)
 
 
 class Tracing(Observer):
@@ -20,20 +43,32 @@ class Tracing(Observer):
         self._tracer = tracer
 
     @contextlib.contextmanager
-    def call(self, method: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Mapping[str, str]]]:
-        """A span for a call, below the one that `headers` name; yields it, and the headers for what is below it."""
+    def call(
+        self, method: str, headers: Mapping[str, str], about: Mapping[str, str]
+    ) -> Iterator[tuple[CallSpan, Mapping[str, str]]]:
+        """A span for a call, below the one that `headers` name; yields it, and the headers for what is below it.
+
+        `method`: with its service, as in `package.Service/Method`; `about`: further attributes.
+        """
         from opentelemetry.propagators.textmap import DefaultGetter
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         propagator = TraceContextTextMapPropagator()
         above = propagator.extract(headers, getter=DefaultGetter())
+        attributes = {"rpc.system.name": "grpc", "rpc.method": method, **about}
         with self._tracer.start_as_current_span(
-            method.lstrip("/"), above, SpanKind.SERVER, {"rpc.system": "grpc", "rpc.method": method}
+            method,
+            above,
+            SpanKind.SERVER,
+            attributes,
+            # An exception's text may hold what customers write, and belongs in no span.
+            record_exception=False,
+            set_status_on_exception=False,
         ) as span:
             below: dict[str, str] = {}
             propagator.inject(below)
-            yield span, below
+            yield CallSpan(span), below
 
     def finished(self, stages: StageSeconds) -> None:
         """Spans of the stages, which are over: they end now, one after the other."""
@@ -57,7 +92,8 @@ def tracing(endpoint: str | None) -> Iterator[Tracing | None]:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     provider = TracerProvider(resource=Resource.create({"service.name": SERVICE_NAME}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint, insecure=endpoint.startswith("http://"))))
+    exporter = OTLPSpanExporter(endpoint, insecure=endpoint.startswith("http://"), timeout=EXPORT_SECONDS)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
     try:
         yield Tracing(provider.get_tracer(SERVICE_NAME))
     finally:

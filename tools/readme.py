@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from service.metrics import LIST
 from service.registry.manifest import load_manifest
 from service.settings import PREFIX, Settings
 
@@ -33,9 +34,19 @@ def settings_table() -> str:
     return "\n".join(rows)
 
 
+def metrics_table() -> str:
+    """Name, kind, labels and help of each metric."""
+    rows = ["| metric | kind | labels | what it is |", "|---|---|---|---|"]
+    for each in LIST:
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        rows.append(f"| `{each.served_name}` | {each.kind} | {labels} | {each.help} |")
+    return "\n".join(rows)
+
+
 def written(text: str) -> str:
     """The README with its tables as they should be."""
-    for name, table in (("classifiers", classifiers_table()), ("settings", settings_table())):
+    tables = {"classifiers": classifiers_table(), "settings": settings_table(), "metrics": metrics_table()}
+    for name, table in tables.items():
         marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.S)
         if not marked.search(text):
             sys.exit(f"README.md has lost its markers for {name}")

@@ -38,31 +38,25 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 class Variant:
     """One change to what is shipped.
 
-    `config`: changed fields of the training configuration; `words`: "short" as in the manifests, or "question", the
-    description asked in full; `filler`: another filler token; `share`: of the training records, the first by id.
+    `config`: changed fields of the training configuration; `words`: of the manifests, or others by their name in
+    `words_of`; `invocation`, `filler`: another one; `share`: of the training records, the first by id.
     """
 
     group: str
     name: str
     config: Mapping[str, Any] = field(default_factory=dict)
-    words: str = "short"
+    words: str = "manifest"
+    invocation: str | None = None
     filler: str | None = None
     share: float = 1.0
 
 
 VARIANTS = (
-    Variant("as shipped", "seed 7"),
-    Variant("as shipped", "seed 8", {"seed": 8}),
-    Variant("as shipped", "seed 9", {"seed": 9}),
-    *(Variant("rank", f"rank {rank}", {"rank": rank, "alpha": 2.0 * rank}) for rank in (1, 8, 16)),
-    *(Variant("training records", f"{share:.0%}", share=share) for share in (0.125, 0.25, 0.5)),
-    *(Variant("learning rate", f"{rate:g}", {"learning_rate": rate}) for rate in (5e-4, 2e-3)),
-    Variant("target modules", "attention, rank 12", {"target_modules": ATTENTION, "rank": 12, "alpha": 24.0}),
-    Variant("target modules", "MLP, rank 4", {"target_modules": MLP}),
-    Variant("tail", "the question in full", words="question"),
-    Variant("epochs", "8", {"epochs": 8}),
-    Variant("dropout", "0.2", {"dropout": 0.2}),
-    Variant("filler", "a full stop", filler="."),
+    Variant("tail", "as in the manifests"),
+    Variant("tail", "start token and one word", words="one token", invocation="<|im_start|>"),
+    Variant("tail", "start token, one word, question mark", words="one token?", invocation="<|im_start|>"),
+    Variant("tail", "assistant's turn and one word", words="one token"),
+    Variant("tail", "start token and one word, other seed", {"seed": 8}, words="one token", invocation="<|im_start|>"),
 )
 
 
@@ -76,7 +70,7 @@ class Tuning:
     records: Sequence[Record]
     scratch: Path
     console: Console
-    _read: dict[str, dict[str, PrefixKV]] = field(default_factory=dict)
+    _read: dict[tuple[int, ...], dict[str, PrefixKV]] = field(default_factory=dict)
 
     def measure(self, variant: Variant) -> dict[str, Any]:
         """Train one variant and say what it answers on the dev split, each adapter at its best epoch."""
@@ -125,11 +119,13 @@ class Tuning:
         }
 
     def _builder(self, variant: Variant) -> PromptBuilder:
-        changed = self.prompt_format.model_copy(update={"filler": variant.filler} if variant.filler else {})
+        changes = {"filler": variant.filler, "invocation": variant.invocation}
+        changed = self.prompt_format.model_copy(update={key: each for key, each in changes.items() if each})
         return PromptBuilder(self.prompting.tokenizer, changed, self.prompting.context_tokens)
 
     def _prefixes(self, builder: PromptBuilder, fan: Fan) -> Mapping[str, PrefixKV]:
-        if builder.prompt_digest not in self._read:
+        key = builder.prefix(self.records[0].conversation).token_ids  # the invocation does not change what is read
+        if key not in self._read:
             self._read.clear()  # some gigabytes
             with progress(self.console) as bars:
                 bar = bars.add_task("reading with the base model", total=len(self.records))
@@ -137,17 +133,29 @@ class Tuning:
                 for record in self.records:
                     found[record.conversation.id] = fan.read(builder.prefix(record.conversation).token_ids)
                     bars.advance(bar)
-            self._read[builder.prompt_digest] = found
-        return self._read[builder.prompt_digest]
+            self._read[key] = found
+        return self._read[key]
 
     def _targets(self, record: Record) -> torch.Tensor:
         return torch.tensor([task.target(record) for task in self.tasks])
 
 
+ONE_WORD = {
+    "asking_for_agent": " human", "cancellation_intent": " cancel", "contains_personal_data": " private",
+    "conversation_ended": " ended", "customer_not_understanding": " confused", "escalation_risk": " threat",
+    "fraud_attempt": " fraud", "issue_resolved": " resolved", "phone_claim": " claim", "refund_request": " refund",
+    "requires_external_access": " lookup", "sentiment": " mood", "suspicious_message": " spam", "topic": " topic",
+    "topic_switch": " switch", "urgency": " urgent",
+}  # fmt: skip
+
+
 def words_of(task: Task, variant: Variant) -> str:
-    if variant.words == "short":
-        return task.manifest.words
-    return f"{task.manifest.description} Answer {', '.join(task.manifest.labels)}:"
+    return {
+        "manifest": task.manifest.words,
+        "one token": ONE_WORD[task.name],
+        "one token?": f"{ONE_WORD[task.name]}?",
+        "question": f"{task.manifest.description} Answer {', '.join(task.manifest.labels)}:",
+    }[variant.words]
 
 
 def mean(values: Sequence[float]) -> float:

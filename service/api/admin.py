@@ -7,11 +7,12 @@ from typing import Any
 
 from grpc.aio import ServicerContext
 
-from service.deploy import Deployer, Reloaded, ReloadOutcome, RevisionPlace
+from service.deploy import Deployer
 from service.engine.base import engine_adapter
 from service.pb.fantail.v1 import admin_service_pb2 as pb
 from service.pb.fantail.v1 import classifier_pb2
 from service.pb.fantail.v1.admin_service_pb2_grpc import AdminServiceServicer
+from service.revisions import Reloaded, ReloadOutcome, RevisionPlace
 
 Context = ServicerContext[Any, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,11 +29,13 @@ from service.api.status import DEFECT
 from service.call import Call, current_call
 from service.classify import Answers, Classify, name_problems
 from service.deadline import Deadline
-from service.domain import TokenUsage
+from service.domain import TokenUsage, Turn
 from service.errors import (
     BatchTooLargeError,
+    CallerError,
     ClassifierNameMissingError,
     EmptyBatchError,
+    EmptyConversationError,
     FantailError,
     InvalidRequestError,
     StoppingError,
@@ -48,6 +50,10 @@ logger = logging.getLogger(__name__)
 Context = ServicerContext[Any, Any]
 
 NAME_IT = "Name the classifier; ListClassifiers names them all."
+
+MAX_BATCH_RESULTS = 16_384
+"""Conversations times named classifiers of one batch beyond which it is refused: each result takes memory, also one
+that only says that there is no such classifier."""
 
 BATCH_AT_ONCE = 4
 """Conversations of one batch under way at once: enough to keep the engine busy beside nothing else."""
@@ -94,11 +100,12 @@ class ClassificationServicer(ClassificationServiceServicer):
     async def ClassifyBatch(self, request: pb.ClassifyBatchRequest, context: Context) -> pb.ClassifyBatchResponse:
         raise_all([*self._batch_problems(request), *name_problems(request.classifiers)])
         call = replace(current_call(), background=True)
+        call.toll(len(request.conversations) - 1)
         permits = asyncio.Semaphore(BATCH_AT_ONCE)
 
         async def item(index: int) -> Answers | FantailError:
             async with permits:
-                return await self._answers_in_batch(request, index, call)
+                return await outcome(self._answers_in_batch(request, index, call), call)
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(item(index)) for index in range(len(request.conversations))]
@@ -146,17 +153,19 @@ class ClassificationServicer(ClassificationServiceServicer):
         if size > most:
             message = f"The batch has {size} conversations, this server accepts {most} in one call; split it."
             return [BatchTooLargeError(message, "conversations", {"max_conversations": str(most)})]
+        if size * len(request.classifiers) > MAX_BATCH_RESULTS:
+            message = f"The batch asks for more than {MAX_BATCH_RESULTS} results; split it or name fewer classifiers."
+            return [BatchTooLargeError(message, "conversations", {"max_results": str(MAX_BATCH_RESULTS)})]
         return []
 
-    async def _answers_in_batch(
-        self, request: pb.ClassifyBatchRequest, index: int, call: Call
-    ) -> Answers | FantailError:
-        message = request.conversations[index]
+    async def _answers_in_batch(self, request: pb.ClassifyBatchRequest, index: int, call: Call) -> Answers:
+        message, field = request.conversations[index], f"conversations[{index}]"
+        raise_all(conversation_problems(message, self._limits.max_turns, field))
         try:
-            raise_all(conversation_problems(message, self._limits.max_turns, f"conversations[{index}]"))
             return await self._classify.fan_out(conversation_from_proto(message), request.classifiers, call)
-        except FantailError as error:
-            return error
+        except InvalidRequestError as error:
+            move(error, "conversation.", f"{field}.")
+            raise
 
     def _call_of(self, request: pb.FollowRequest) -> Call:
         """The terms of one message: those of the whole call, with the message's own time."""
@@ -171,49 +180,71 @@ class ClassificationServicer(ClassificationServiceServicer):
     ) -> Answers | FantailError | None:
         """Take over a message and answer it; None when it wants no answer."""
         try:
-            raise_all(self._message_problems(live, request))
+            new = self._new_turns(live, request)
         except InvalidRequestError as error:
             return error
-        before = (live.turns, live.names)
+        names = request.classifiers.names if request.HasField("classifiers") else None
+        live.take_over(request.conversation_id, new, names)
+        return await outcome(self._answers_of(live, call), call) if live.wants_answers(new) else None
+
+    async def _answers_of(self, live: LiveConversation, call: Call) -> Answers:
+        call.toll(1)
+        with self._classify.admission.call():
+            return await live.answers(call)
+
+    def _new_turns(self, live: LiveConversation, request: pb.FollowRequest) -> Sequence[Turn]:
+        """The turns of a message that can be taken over. Raises InvalidRequestError for one that can not."""
+        raise_all(self._message_problems(live, request))
         new = turns_from_proto(request.turns)
-        live.id = live.id or request.conversation_id
-        live.turns = [*live.turns, *new]
-        if request.HasField("classifiers"):
-            live.names = tuple(request.classifiers.names)
-        if not live.wants_answers(new):
-            return None
         try:
-            with self._classify.admission.call():
-                return await live.answers(call)
+            live.require_room(new)
         except InvalidRequestError as error:
-            live.turns, live.names = before
-            return error
-        except FantailError as error:
-            return error
-        except Exception:
-            logger.exception("request %s: a message of Follow failed", call.request_id)
-            return DEFECT
+            move(error, "conversation.", "")
+            raise
+        return new
 
     def _message_problems(self, live: LiveConversation, request: pb.FollowRequest) -> list[InvalidRequestError]:
         problems = turns_problems(request.turns, len(live.turns), self._limits.max_turns, "turns")
         if not live.turns and not request.turns:
-            problems += conversation_problems(pb.Conversation(), self._limits.max_turns)
-        names: Sequence[str] = request.classifiers.names
-        return [*problems, *timeout_problems(request), *name_problems(names)]
+            problems.append(EmptyConversationError("Nothing has been said so far; send at least one turn.", "turns"))
+        names = name_problems(request.classifiers.names)
+        for each in names:
+            move(each, "classifiers", "classifiers.names")
+        return [*problems, *timeout_problems(request), *names]
+
+
+async def outcome(work: Awaitable[Answers], call: Call) -> Answers | FantailError:
+    """What came of one part of a call: an error is that part's alone, unless it is the caller's; defects are logged."""
+    try:
+        return await work
+    except CallerError:
+        raise
+    except FantailError as error:
+        return error
+    except Exception:
+        logger.exception("request %s: one part failed", call.request_id)
+        return DEFECT
+
+
+def move(error: InvalidRequestError, old: str, new: str) -> None:
+    """Let a refusal name fields of a request that has them under `new` instead of `old`."""
+    for each in (error, *error.others):
+        each.field = each.field.replace(old, new, 1)
+        each.metadata = {**each.metadata, "field": each.field}
 
 
 async def until(stopping: asyncio.Event, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     """The requests of a stream until it ends or the server stops."""
-    stop = asyncio.ensure_future(stopping.wait())
+    stop, following = asyncio.ensure_future(stopping.wait()), asyncio.ensure_future(anext(requests, None))
     try:
         while True:
-            following = asyncio.ensure_future(anext(requests, None))
             await asyncio.wait({stop, following}, return_when=asyncio.FIRST_COMPLETED)
-            if not following.done():
-                following.cancel()
-                return
-            if (request := following.result()) is None:
+            if not following.done() or (request := following.result()) is None:
                 return
             yield request
+            following = asyncio.ensure_future(anext(requests, None))
     finally:
+        # A caller that goes away ends this while a request is awaited, and nobody else hears how that ends.
         stop.cancel()
+        following.cancel()
+        await asyncio.gather(stop, following, return_exceptions=True)

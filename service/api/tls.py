@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,10 @@ class TlsFiles:
     key: Path
     client_ca: Path | None = None
 
-    def stamps(self) -> tuple[int, ...]:
-        """What changes when one of the files does. Raises OSError."""
+    def stamps(self) -> tuple[tuple[int, ...], ...]:
+        """What changes when one of the files does, be it another one of the same age. Raises OSError."""
         files = (self.certificate, self.key, *([self.client_ca] if self.client_ca else []))
-        return tuple(each.stat().st_mtime_ns for each in files)
+        return tuple((each.st_ino, each.st_ctime_ns, each.st_size) for each in (file.stat() for file in files))
 
     def read(self) -> grpc.ServerCertificateConfiguration:
         """The files' content. Raises OSError."""
@@ -34,12 +35,12 @@ class TlsFiles:
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Credentials that follow the files. Raises ConfigurationError when they cannot be read or are no pair."""
+    """Credentials that follow the files. Raises ConfigurationError when they cannot be read or used."""
     try:
         stamps, configuration = files.stamps(), files.read()
     except OSError as error:
         raise ConfigurationError(f"FANTAIL_TLS_…: {error.filename} cannot be read: {type(error).__name__}") from error
-    require_pair(files)
+    require_usable(files)
 
     def changed() -> grpc.ServerCertificateConfiguration | None:
         """Asked at every handshake; None leaves everything as it was, as do files that do not fit together yet."""
@@ -47,7 +48,7 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
         try:
             if (now := files.stamps()) == stamps:
                 return None
-            require_pair(files)
+            require_usable(files)
             stamps, found = now, files.read()
         except (OSError, ConfigurationError) as error:
             logger.error("TLS: the certificate stays as it was: %s", error)
@@ -59,14 +60,19 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(configuration, changed, files.client_ca is not None)  # type: ignore[arg-type]
 
 
-def require_pair(files: TlsFiles) -> None:
-    """Raise ConfigurationError when certificate and key do not belong together; gRPC would only fail handshakes."""
-    import ssl
-
+def require_usable(files: TlsFiles) -> None:
+    """Raise ConfigurationError for what gRPC would only fail handshakes with: no pair, or signers that are none."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(files.certificate, files.key)
-    except (ssl.SSLError, OSError) as error:
+        # A password, although no key may want one: without it OpenSSL would ask the terminal and wait.
+        context.load_cert_chain(files.certificate, files.key, password="")
+    except OSError as error:
         raise ConfigurationError(
             f"FANTAIL_TLS_CERTIFICATE and FANTAIL_TLS_KEY: {files.certificate} and {files.key} are no PEM certificate "
-            "and its key"
+            "and its unencrypted key"
         ) from error
+    try:
+        if files.client_ca is not None:
+            context.load_verify_locations(files.client_ca)
+    except OSError as error:
+        raise ConfigurationError(f"FANTAIL_TLS_CLIENT_CA: {files.client_ca} holds no PEM certificates") from error

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from rich.table import Table
 from service.cli.common import configured, console
 from service.client import FantailClient, Tls, Turns
 from service.pb.fantail.v1 import classification_service_pb2 as pb
+from service.problems import sentences
 from service.settings import Settings
 from service.show import show_fan_out
 
@@ -89,8 +92,8 @@ def classify(
     as_json: Annotated[bool, typer.Option("--json", help="Print the response as JSON.")] = False,
 ) -> None:
     """Ask a running server about a conversation."""
-    tls = Tls(roots=ca.read_bytes()) if ca else None
-    response = asyncio.run(_ask(address, _read_turns(conversation), classifier or [], timeout, key, tls))
+    turns, tls = _read_turns(conversation), _read_roots(ca) if ca else None
+    response = asyncio.run(_ask(address, turns, classifier or [], timeout, _as_header(key), tls))
     if as_json:
         print(MessageToJson(response, always_print_fields_with_no_presence=True))
     else:
@@ -102,12 +105,20 @@ def key(
     name: Annotated[str, typer.Argument(help="Who will call with it.")],
     scope: Annotated[list[str] | None, typer.Option(help="classify or admin; repeatable. Default classify.")] = None,
 ) -> None:
-    """Make an API key: print it once, and the entry for the file that FANTAIL_KEYS names."""
-    from service.keys import CLASSIFY, new_key
+    """Make an API key: print the entry for the file that FANTAIL_KEYS names, and once, on standard error, the key."""
+    from pydantic import ValidationError
+
+    from service.keys import CLASSIFY, Key, new_key
 
     made, digest = new_key()
-    scopes = ", ".join(f'"{each}"' for each in scope or [CLASSIFY])
-    print(f'# the key, shown once: {made}\n[[key]]\nname = "{name}"\nsha256 = "{digest}"\nscopes = [{scopes}]')
+    try:
+        entry = Key.model_validate({"name": name, "sha256": digest, "scopes": scope or [CLASSIFY]})
+    except ValidationError as error:
+        raise typer.BadParameter("; ".join(sentences(error))) from error
+    scopes = ", ".join(f'"{each}"' for each in sorted(entry.scopes))
+    # Apart, so that `fantail key NAME >> FILE` leaves no key in the file.
+    print(f"the key, shown once: {made}", file=sys.stderr)
+    print(f'[[key]]\nname = "{entry.name}"\nsha256 = "{entry.sha256}"\nscopes = [{scopes}]')
 
 
 @commands.command()
@@ -157,6 +168,21 @@ def _read_turns(path: Path) -> Turns:
         raise typer.BadParameter(
             f'{path}: {type(error).__name__}; expected {{"turns": [{{"role": …, "text": …}}]}}'
         ) from error
+
+
+def _read_roots(path: Path) -> Tls:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        return Tls(roots=path.read_bytes())
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {type(error).__name__}; expected PEM certificates") from error
+
+
+def _as_header(key: str | None) -> str | None:
+    """The key, if a header can hold it; gRPC would fail without saying why."""
+    if key is not None and not re.fullmatch("[!-~]+", key):
+        raise typer.BadParameter("--key: expected visible ASCII characters, at least one and no spaces")
+    return key
 
 
 async def _ask(

@@ -5,25 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 
-from service.client.errors import RpcError
+from service.client.conversation import Turns, conversation
+from service.client.errors import RpcError, typed_errors
+from service.client.following import FollowedConversation
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1 import classifier_pb2
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
 
-ROLES = {"customer": pb.ROLE_CUSTOMER, "agent": pb.ROLE_AGENT, "system": pb.ROLE_SYSTEM}
-
 Metadata = tuple[tuple[str, str], ...]
-
-Turns = Sequence[tuple[Literal["customer", "agent", "system"], str]]
-"""A conversation as (role, text) pairs, oldest first."""
 
 ATTEMPTS = 3
 """How often at most a call is made, within its deadline, while servers are unavailable or overloaded."""
@@ -80,6 +76,8 @@ class FantailClient:
     """
 
     def __init__(self, address: str, *, key: str | None = None, tls: Tls | None = None) -> None:
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise ValueError("a key consists of printable ASCII characters")
         options = [("grpc.service_config", json.dumps(SERVICE_CONFIG)), ("grpc.enable_retries", 1)]
         if tls is None:
             self._channel = grpc.aio.insecure_channel(address, options)
@@ -120,12 +118,16 @@ class FantailClient:
 
     async def stream_fan_out(
         self, turns: Turns, classifiers: Sequence[str] = (), *, timeout: float, id: str = ""
-    ) -> AsyncIterator[pb.FanOutResult]:
-        """The same, each result as soon as it is ready. Raises RpcError."""
+    ) -> AsyncGenerator[pb.FanOutResult, None]:
+        """The same, each result as soon as it is ready; close it to cancel what is under way. Raises RpcError."""
         request = pb.FanOutRequest(conversation=conversation(turns, id), classifiers=classifiers)
-        with typed_errors():
-            async for result in self._stub.StreamFanOut(request, timeout=timeout, metadata=self._metadata):
-                yield result
+        call = self._stub.StreamFanOut(request, timeout=timeout, metadata=self._metadata)
+        try:
+            with typed_errors():
+                async for result in call:
+                    yield result
+        finally:
+            call.cancel()
 
     async def classify_batch(
         self, conversations: Sequence[Turns], classifiers: Sequence[str] = (), *, timeout: float
@@ -143,11 +145,9 @@ class FantailClient:
         """Follow a live conversation for at most `timeout` seconds; `id`: the caller's own, of the conversation."""
         call = self._stub.Follow(timeout=timeout, metadata=self._metadata)
         try:
-            yield FollowedConversation(call, classifiers, id)
-            with typed_errors():
-                await call.done_writing()
-                while await call.read() is not grpc.aio.EOF:
-                    pass
+            live = FollowedConversation(call, classifiers, id)
+            yield live
+            await live.finish()
         finally:
             call.cancel()
 
@@ -178,69 +178,3 @@ class FantailClient:
                     raise
                 await asyncio.sleep(delay)
         raise AssertionError("the last attempt returns or raises")
-
-
-class FollowedConversation:
-    """A live conversation. Made by `FantailClient.follow`; tell it what is said, one message after the other."""
-
-    def __init__(self, call: Any, classifiers: Sequence[str], id: str) -> None:
-        self._call, self._id, self._messages = call, id, 0
-        self._classifiers: Sequence[str] | None = classifiers or None
-
-    async def tell(
-        self, turns: Turns, *, classifiers: Sequence[str] | None = None, timeout: float | None = None
-    ) -> pb.FanOutResponse | None:
-        """Add turns; returns the fan-out when the customer spoke last, None when somebody else did.
-
-        No turns: ask about the conversation as it stands. `classifiers`: ask these from now on, () for all; `timeout`:
-        seconds for this answer. Raises RpcError; after INVALID_ARGUMENT the turns are not part of the conversation,
-        after any other code they are, and the conversation can be gone on with unless the call itself has ended.
-        """
-        request = pb.FollowRequest(turns=conversation(turns).turns, conversation_id=self._id)
-        if (chosen := self._classifiers if classifiers is None else classifiers) is not None:
-            request.classifiers.CopyFrom(pb.ClassifierSelection(names=chosen))
-        if timeout is not None:
-            request.timeout.CopyFrom(_duration(timeout))
-        self._classifiers = None
-        with typed_errors():
-            await self._call.write(request)
-        self._messages += 1
-        if turns and turns[-1][0] != "customer":
-            return None
-        return await self._answer()
-
-    async def _answer(self) -> pb.FanOutResponse:
-        """The answer to the last message, or the refusal of one before it that wanted no answer."""
-        while True:
-            with typed_errors():
-                response = await self._call.read()
-                if response is grpc.aio.EOF:
-                    await self._call  # raises what ended the call
-                    raise RuntimeError("the server ended the conversation")
-            if response.WhichOneof("outcome") == "status":
-                raise RpcError.of_status(response.status)
-            if response.message == self._messages:
-                fan_out: pb.FanOutResponse = response.fan_out
-                return fan_out
-
-
-@contextlib.contextmanager
-def typed_errors() -> Iterator[None]:
-    """Turn what gRPC raises into RpcError."""
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise RpcError.of_call(error) from error
-
-
-def conversation(turns: Turns, id: str = "") -> pb.Conversation:
-    """Turns as a message; a role it does not know is left for the server to refuse."""
-    return pb.Conversation(
-        id=id, turns=[pb.Turn(role=ROLES.get(role, pb.ROLE_UNSPECIFIED), text=text) for role, text in turns]
-    )
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e9))
-    return duration

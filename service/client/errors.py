@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -16,8 +17,11 @@ class RpcError(Exception):
 
     `code`: the gRPC status; `reason`: an `ErrorReason` name, empty when the failure is not the server's own;
     `metadata`: its facts; `request_id`: what to quote to the operator; `violations`: field to what is wrong with it;
-    `retry_after_s`: seconds to wait before another attempt, None where the server names none.
+    `retry_after_s`: seconds to wait before another attempt, None where the server names none; `messages_ago`: how many
+    messages of a live conversation before the one just told this is about, 0 for that one itself.
     """
+
+    messages_ago = 0
 
     def __init__(self, code: grpc.StatusCode, message: str, status: status_pb2.Status) -> None:
         super().__init__(f"{code.name}: {message}")
@@ -46,6 +50,17 @@ class RpcError(Exception):
         return cls(error.code(), error.details() or "", status)
 
     @classmethod
-    def of_status(cls, status: status_pb2.Status) -> RpcError:
+    def of_status(cls, status: status_pb2.Status, messages_ago: int = 0) -> RpcError:
         """A status that stands in a response."""
-        return cls(CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)
+        error = cls(CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)
+        error.messages_ago = messages_ago
+        return error
+
+
+@contextlib.contextmanager
+def typed_errors() -> Iterator[None]:
+    """Turn what gRPC raises into RpcError."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise RpcError.of_call(error) from error

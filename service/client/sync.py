@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Generator, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from service.client.client import FantailClient, FollowedConversation, Tls, Turns
+import grpc
+from google.rpc import status_pb2
+
+from service.client.client import FantailClient, Tls
+from service.client.conversation import Turns
+from service.client.errors import RpcError
+from service.client.following import FollowedConversation
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1 import classifier_pb2
 
@@ -39,7 +46,7 @@ class FantailSyncClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._run(self._client.__aexit__(kind, error, trace))
+        self._run(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -60,8 +67,8 @@ class FantailSyncClient:
 
     def stream_fan_out(
         self, turns: Turns, classifiers: Sequence[str] = (), *, timeout: float, id: str = ""
-    ) -> Iterator[pb.FanOutResult]:
-        """The same, each result as soon as it is ready. Raises RpcError."""
+    ) -> Generator[pb.FanOutResult, None, None]:
+        """The same, each result as soon as it is ready; close it to cancel what is under way. Raises RpcError."""
         stream = self._client.stream_fan_out(turns, classifiers, timeout=timeout, id=id)
         while (result := self._run(_next(stream))) is not None:
             yield result
@@ -81,8 +88,10 @@ class FantailSyncClient:
         conversation = self._run(following.__aenter__())
         try:
             yield FollowedSyncConversation(self, conversation)
-        finally:
-            self._run(following.__aexit__(None, None, None))
+        except BaseException as error:
+            self._run(following.__aexit__(type(error), error, error.__traceback__))
+            raise
+        self._run(following.__aexit__(None, None, None))
 
     def list_classifiers(self, *, timeout: float) -> Sequence[classifier_pb2.Classifier]:
         """All classifiers of the server, by name. Raises RpcError."""
@@ -92,8 +101,23 @@ class FantailSyncClient:
         """One classifier. Raises RpcError."""
         return self._run(self._client.get_classifier(name, timeout=timeout))
 
+    async def _close(self) -> None:
+        """End what other threads still wait for, so that none of them waits for a loop that has stopped."""
+        await self._client.__aexit__(None, None, None)
+        waiting = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
     def _run(self, work: Coroutine[Any, Any, Value]) -> Value:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        """The result of work on the loop. Raises what it raises, and RpcError when the client is closed meanwhile."""
+        if self._loop.is_closed():
+            work.close()
+            raise RuntimeError("the client is closed")
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        except concurrent.futures.CancelledError:
+            raise RpcError(grpc.StatusCode.CANCELLED, "the client was closed", status_pb2.Status()) from None
 
 
 class FollowedSyncConversation:

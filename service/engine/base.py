@@ -92,7 +92,7 @@ class ScoringEngine(Protocol):
         """Make an adapter resident; nothing happens when it is. Raises EngineError when it has no room or is unfit."""
         ...
 
-    async def unload(self, adapter: EngineAdapter) -> None:
+    async def unload(self, name: str) -> None:
         """Free an adapter that no request uses any more; nothing happens when it is not there. Raises EngineError."""
         ...
 

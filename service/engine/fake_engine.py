@@ -62,9 +62,9 @@ class FakeEngine:
             raise error
         self.loaded.setdefault(adapter.name, len(self.loaded))
 
-    async def unload(self, adapter: EngineAdapter) -> None:
+    async def unload(self, name: str) -> None:
         await self.check()
-        self.loaded.pop(adapter.name, None)
+        self.loaded.pop(name, None)
 
     async def places(self) -> Mapping[str, AdapterPlace]:
         await self.check()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import enum
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.25
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 60.0
+PROVE_SECONDS = 600.0
+"""How long an engine may take to prove itself; one that takes longer is given up."""
+
 STEADY_SECONDS = 60.0
 """How long an engine has to live for the next restart to begin without delay again."""
 
@@ -38,27 +42,41 @@ class State(enum.Enum):
 class SupervisedEngine:
     """Stands for whichever engine runs at the moment, as long as somebody runs `run`.
 
-    `start`: an engine for as long as its context lasts; `prove`: returns once it may answer, or raises.
+    `start`: an engine for as long as its context lasts; `prove`: returns once it may answer, or raises;
+    `stall_seconds`: an engine that has work and finishes none of it for so long is as good as dead.
     """
 
     def __init__(
         self,
         start: Callable[[], AbstractAsyncContextManager[ScoringEngine]],
         prove: Callable[[ScoringEngine], Awaitable[None]],
+        stall_seconds: float = math.inf,
     ) -> None:
-        self._start, self._prove = start, prove
+        self._start, self._prove, self._stall_seconds = start, prove, stall_seconds
         self._engine: ScoringEngine | None = None
         self._died = asyncio.Event()
+        self._waiting = 0
+        self._progress = 0.0
         self.state = State.STARTING
         self.restarts = 0
 
     async def score(self, request: ScoringRequest) -> LabelLogprobs:
         engine = self._serving()
+        clock = asyncio.get_running_loop().time
+        if not self._waiting:
+            self._progress = clock()
+        self._waiting += 1
         try:
-            return await engine.score(request)
+            answer = await engine.score(request)
+            self._progress = clock()
+            return answer
         except EngineDeadError:
-            self._died.set()
+            if engine is self._engine:  # and not one before it, whose requests may end late
+                self._died.set()
             raise
+        finally:
+            if engine is self._engine:
+                self._waiting -= 1
 
     async def check(self) -> None:
         await self._serving().check()
@@ -66,8 +84,8 @@ class SupervisedEngine:
     async def load(self, adapter: EngineAdapter) -> None:
         await self._serving().load(adapter)
 
-    async def unload(self, adapter: EngineAdapter) -> None:
-        await self._serving().unload(adapter)
+    async def unload(self, name: str) -> None:
+        await self._serving().unload(name)
 
     async def places(self) -> Mapping[str, AdapterPlace]:
         return await self._serving().places()
@@ -106,8 +124,10 @@ class SupervisedEngine:
         """Start one engine, serve with it until it dies; returns for how many seconds it served."""
         clock = asyncio.get_running_loop().time
         async with self._start() as engine:
-            await self._prove(engine)
+            async with asyncio.timeout(PROVE_SECONDS):
+                await self._prove(engine)
             self._died.clear()
+            self._waiting = 0
             self._engine, self.state, began = engine, State.SERVING, clock()
             started.set()
             logger.info("the engine serves")
@@ -118,13 +138,20 @@ class SupervisedEngine:
         return clock() - began
 
     async def _death(self, engine: ScoringEngine) -> None:
-        """Return when the engine is dead, noticed by a request or by asking."""
+        """Return when the engine is dead, noticed by a request or by asking, or does nothing."""
         while not self._died.is_set():
             try:
                 await engine.check()
             except EngineDeadError:
                 break
+            if self._has_stalled():
+                logger.error("the engine has finished nothing for %.0f s", self._stall_seconds)
+                break
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CHECK_SECONDS):
                     await self._died.wait()
         logger.error("the engine is dead")
+
+    def _has_stalled(self) -> bool:
+        silent = asyncio.get_running_loop().time() - self._progress
+        return self._waiting > 0 and silent > self._stall_seconds

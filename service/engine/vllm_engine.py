@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import logging
+import multiprocessing
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -101,8 +103,8 @@ class VllmEngine:
         if any(lora.lora_int_id == adapter_id(adapter) for lora in self._loras.values()):
             raise EngineError("The ids of two adapters collide; rename one of the classifiers.")
 
-    async def unload(self, adapter: EngineAdapter) -> None:
-        lora = self._loras.pop(adapter.name, None)
+    async def unload(self, name: str) -> None:
+        lora = self._loras.pop(name, None)
         if lora is None:
             return
         with asking("The engine cannot unload the adapter; the server's log says why."):
@@ -147,6 +149,15 @@ class VllmEngine:
                 "Patches to vLLM are not active, so answers would be wrong: " + "; ".join(problems)
             )
         logger.info("vLLM patches active in: %s", ", ".join(answers))
+
+
+async def give_up(starting: asyncio.Task[Any]) -> None:
+    """End a start that nobody waits for any more: without its processes it fails at once."""
+    for process in multiprocessing.active_children():
+        process.kill()
+    with contextlib.suppress(Exception):
+        engine = await starting
+        await asyncio.to_thread(engine.shutdown, timeout=SHUTDOWN_SECONDS)
 
 
 @contextlib.contextmanager
@@ -198,9 +209,15 @@ async def start_vllm(config: VllmConfig) -> AsyncIterator[VllmEngine]:
     os.environ.update(process_environment(config.choice))
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
 
+    # Both start and end take long and block, and a server has calls to refuse and to watch meanwhile.
+    starting = asyncio.create_task(asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**engine_args(config))))
     try:
-        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args(config)))
+        engine = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await give_up(starting)
+        raise
     except (RuntimeError, ValueError, OSError) as error:
         raise StartError(f"vLLM did not start: {type(error).__name__}; the log above says why.") from error
     try:
@@ -210,6 +227,9 @@ async def start_vllm(config: VllmConfig) -> AsyncIterator[VllmEngine]:
             await served.load(adapter)
         yield served
     finally:
-        engine.shutdown(timeout=SHUTDOWN_SECONDS)
+        if engine.output_handler is not None:
+            engine.output_handler.cancel()  # or it would log the end that it is about to see as a failure
+        engine.output_processor.propagate_error(VllmDeadError())  # or whoever still waits would wait for ever
+        await asyncio.to_thread(engine.shutdown, timeout=SHUTDOWN_SECONDS)
         # AsyncLLM.__del__ shuts down once more, at exit, when the modules it needs are gone: a traceback in the log.
         engine.shutdown = lambda: None

@@ -39,6 +39,14 @@ def classifier_folders(directory: Path) -> list[Path]:
     return folders
 
 
+def folders_by_name(directory: Path) -> dict[str, Path]:
+    """The same by name; empty where there is none."""
+    try:
+        return {folder.name: folder for folder in classifier_folders(directory)}
+    except RegistryError:
+        return {}
+
+
 @dataclass(frozen=True, slots=True)
 class RegistryLoader:
     """What it takes to turn a folder into classifiers for one base model and prompt format.
@@ -72,13 +80,16 @@ class RegistryLoader:
     ) -> tuple[Classifier | None, list[str]]:
         """The classifier in a folder, or None and every problem, among them a file that leads out of `root`."""
         if outside := leading_outside(folder, root):
-            return None, [f"{each} leads out of {root}" for each in outside]
-        name = name or folder.name
-        if snapshots is None:
-            return self.load_one(folder, name)
-        copy = snapshots.take(folder)
-        classifier, problems = self.load_one(copy, name)
-        if classifier is None:
+            return None, [f"{each} leads out of {root} or in a circle" for each in outside]
+        copy = folder
+        try:
+            if snapshots is not None:
+                copy = snapshots.take(folder)
+            classifier, problems = self.load_one(copy, name or folder.name)
+        except OSError as error:  # among others, whoever edits it may remove it at this very moment
+            why = error.strerror or "a file or link in it cannot be copied"
+            classifier, problems = None, [f"the folder cannot be read: {why}"]
+        if classifier is None and snapshots is not None:
             snapshots.drop(copy)
         return classifier, problems
 

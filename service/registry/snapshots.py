@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,9 +27,13 @@ class Snapshots:
         self._numbers = itertools.count()
 
     def take(self, folder: Path) -> Path:
-        """Copy a folder as it is now, with what its links lead to."""
+        """Copy a folder as it is now, with what its links lead to. Raises OSError, and leaves no half copy then."""
         copy = self._scratch / str(next(self._numbers)) / folder.name
-        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".*"))
+        try:
+            shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".*"))
+        except OSError:
+            self.drop(copy)
+            raise
         return copy
 
     def drop(self, copy: Path) -> None:
@@ -41,22 +46,48 @@ class Snapshots:
 def snapshots(cache: Path) -> Iterator[Snapshots]:
     """A scratch folder under `cache`, removed at the end; those that killed processes left behind go now."""
     cache.mkdir(parents=True, exist_ok=True)
-    for left in cache.glob(f"{PREFIX}*"):
-        if _is_abandoned(left):
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=PREFIX) as scratch, (Path(scratch) / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield Snapshots(Path(scratch))
+    with contextlib.ExitStack() as held:
+        with _locked(cache):  # or another process would find the new one not locked yet, and take it for abandoned
+            for left in cache.glob(f"{PREFIX}*"):
+                if _is_abandoned(left):
+                    shutil.rmtree(left, ignore_errors=True)
+            scratch = Path(held.enter_context(tempfile.TemporaryDirectory(dir=cache, prefix=PREFIX)))
+            held.enter_context(_locked(scratch))
+        yield Snapshots(scratch)
+
+
+def is_inside(path: Path, root: Path) -> bool:
+    """Whether a path, wherever its links lead, is a place in `root`."""
+    return _real(root) in _real(path).parents
 
 
 def leading_outside(folder: Path, root: Path) -> list[str]:
-    """Names of what in `folder`, itself included, a link takes out of `root`."""
-    inside = root.resolve()
-    return [
-        str(path.relative_to(root))
-        for path in (folder, *sorted(folder.rglob("*")))
-        if inside not in path.resolve().parents
-    ]
+    """Names of what in `folder`, itself included, a link takes out of `root`, or back to a folder that holds it."""
+    if not is_inside(folder, root):
+        return [str(folder.relative_to(root))]
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        here = Path(place)
+        holders = {_real(each) for each in (here, *here.parents)}
+        strays = {
+            each for each in (*folders, *files) if not is_inside(here / each, root) or _real(here / each) in holders
+        }
+        found += [here / each for each in strays]
+        folders[:] = [each for each in folders if each not in strays]
+    return sorted(str(each.relative_to(root)) for each in found)
+
+
+def _real(path: Path) -> Path:
+    """Where links lead. Unlike `Path.resolve` it raises nothing for links in a circle, which lead nowhere."""
+    return Path(os.path.realpath(path))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which the death of the process releases too."""
+    with (folder / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _is_abandoned(scratch: Path) -> bool:
@@ -67,5 +98,5 @@ def _is_abandoned(scratch: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        return False  # just made and not locked yet, or somebody else's
+        return False  # it never was one of ours
     return True

@@ -35,7 +35,7 @@ class LabelDrift:
 
     @property
     def stability_index(self) -> float:
-        """Population stability index: under 0.1 is calm, over 0.25 a change worth looking into."""
+        """Population stability index, after one answer or more: under 0.1 is calm, over 0.25 worth looking into."""
         total = sum(self._counts)
         pairs = [
             (max(count / total, FLOOR), max(share, FLOOR))
@@ -45,5 +45,5 @@ class LabelDrift:
 
     @property
     def confidence_shift(self) -> float:
-        """Mean confidence lately minus that on the calibration split."""
+        """Mean confidence lately minus that on the calibration split, after one answer or more."""
         return self._confidence / sum(self._counts) - self.confidence

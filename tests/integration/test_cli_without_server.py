@@ -1,4 +1,4 @@
-"""The command `fantail` where no server is asked: settings, help, and what it refuses by itself."""
+"""The command `fantail` where no server is asked: settings, keys, help, and what it refuses by itself."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from service.cli import main
+from service.keys import KeyRing
 from service.settings import PREFIX, Settings
 from tests.integration.harness import Ended
 
@@ -114,7 +115,87 @@ def test_a_base_that_is_not_there_is_told_with_its_setting(fantail: Fantail, mod
 def test_help_names_every_command(fantail: Fantail) -> None:
     ended = fantail("--help")
     assert ended.code == 0
-    serving = ("serve", "check", "settings", "classify", "base", "demo")
+    serving = ("serve", "check", "settings", "classify", "key", "base", "demo")
     making = ("new", "import", "train", "probes", "calibrate", "evaluate", "gate")
     for command in (*serving, *making):
         assert f" {command} " in ended.out
+
+
+def shown_key(ended: Ended) -> str:
+    """The key that the command showed."""
+    (line,) = ended.err.splitlines()
+    return line.removeprefix("the key, shown once: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "scopes"),
+    [
+        ((), {"classify"}),
+        (("--scope", "admin"), {"admin"}),
+        (("--scope", "admin", "--scope", "classify", "--scope", "admin"), {"admin", "classify"}),
+    ],
+    ids=["by default", "one", "several"],
+)
+def test_key_prints_an_entry_that_lets_the_key_in(
+    fantail: Fantail, tmp_path: Path, arguments: tuple[str, ...], scopes: set[str]
+) -> None:
+    ended = fantail("key", "support.1", *arguments)
+    (tmp_path / "keys.toml").write_text(ended.out, encoding="utf-8")
+    found = KeyRing(tmp_path / "keys.toml").find(shown_key(ended))
+    assert found is not None
+    assert (ended.code, found.name, found.scopes) == (0, "support.1", scopes)
+
+
+def test_key_prints_the_key_apart_from_what_belongs_in_the_file(fantail: Fantail) -> None:
+    ended = fantail("key", "support")
+    assert shown_key(ended) not in ended.out
+
+
+def test_entries_follow_each_other_in_one_file(fantail: Fantail, tmp_path: Path) -> None:
+    made = [fantail("key", name) for name in ("support", "billing", "support")]
+    (tmp_path / "keys.toml").write_text("".join(each.out for each in made), encoding="utf-8")
+    ring = KeyRing(tmp_path / "keys.toml")
+    found = [ring.find(shown_key(each)) for each in made]
+    assert [each.name for each in found if each is not None] == ["support", "billing", "support"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("two words",), "name: "), (('a"b',), "name: "), (("",), "name: "), (("x" * 65,), "name: "),
+        (("support", "--scope", "root"), "scopes."), (("support", "--scope", ""), "scopes."), ((), "argument"),
+    ],
+    ids=["two words", "a quote", "no name", "65 characters", "unknown scope", "empty scope", "nothing"],
+)  # fmt: skip
+def test_a_key_that_the_file_would_not_take_is_a_usage_error(
+    fantail: Fantail, arguments: tuple[str, ...], what: str
+) -> None:
+    ended = fantail("key", *arguments)
+    assert (ended.code, ended.out) == (USAGE, "")
+    assert what in ended.err
+    assert "shown once" not in ended.err
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"no PEM", b"-----BEGIN CERTIFICATE-----\nMIIB"], ids=["missing", "empty", "other", "half"]
+)
+def test_a_ca_that_is_no_pem_is_a_usage_error_that_names_it(
+    fantail: Fantail, tmp_path: Path, content: bytes | None
+) -> None:
+    (tmp_path / "talk.json").write_text('{"turns": [{"role": "customer", "text": "hi"}]}', encoding="utf-8")
+    if content is not None:
+        (tmp_path / "ca.pem").write_bytes(content)
+    ended = fantail("classify", "talk.json", "--ca", "ca.pem")
+    assert (ended.code, ended.out) == (USAGE, "")
+    assert "ca.pem" in ended.err
+
+
+@pytest.mark.parametrize("key", ["", " ", "hunter2 hunter2", "hunter2\n", "hünter2", "hunter2\x7f"], ids=ascii)
+def test_a_key_that_no_header_can_hold_is_a_usage_error_that_does_not_repeat_it(
+    fantail: Fantail, tmp_path: Path, key: str
+) -> None:
+    (tmp_path / "talk.json").write_text('{"turns": [{"role": "customer", "text": "hi"}]}', encoding="utf-8")
+    ended = fantail("classify", "talk.json", "--key", key)
+    assert (ended.code, ended.out) == (USAGE, "")
+    assert "--key" in ended.err
+    assert "nter2" not in ended.err

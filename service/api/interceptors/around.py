@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
@@ -58,10 +59,12 @@ class AroundInterceptor(grpc.aio.ServerInterceptor):
             async with self.around(method, context):
                 return await behaviour(opened(request), context)
 
-        async def streamed(request: Any, context: Context) -> AsyncIterator[Any]:
+        async def streamed(request: Any, context: Context) -> None:
+            # Writes instead of yielding: gRPC leaves a generator where it stands when the caller goes away, to be ended
+            # at some time by another task, in which the context variables set here are unknown.
             async with self.around(method, context), aclosing(behaviour(opened(request), context)) as answers:
                 async for answer in answers:
-                    yield answer
+                    await _write(context, answer)
 
         return FACTORIES[handler.request_streaming, handler.response_streaming](
             # A handler that answers in a stream yields, or, as gRPC's own health service does, writes to the context.
@@ -74,3 +77,11 @@ class AroundInterceptor(grpc.aio.ServerInterceptor):
 async def _each(decode: Callable[[Any], Any], requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
         yield decode(request)
+
+
+async def _write(context: Context, answer: Any) -> None:
+    try:
+        await context.write(answer)
+    except grpc.aio.InternalError as error:
+        # The caller is gone, and this write knew it before gRPC could cancel the task.
+        raise asyncio.CancelledError from error

@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from service.api.interceptors.around import AroundInterceptor, Context
-from service.call import changed_call
+from service.call import learn_of_call
 from service.errors import KeyInvalidError, ScopeMissingError
-from service.keys import ADMIN, CLASSIFY, KeyRing
+from service.keys import ADMIN, CLASSIFY, Key, KeyRing
 
 HEADER = "authorization"
 SCHEME = "bearer "
@@ -17,7 +17,7 @@ OPEN = "/grpc.health.v1.Health/"
 
 
 class AuthInterceptor(AroundInterceptor):
-    """`keys`: None lets everybody classify, under no name, and nobody administer."""
+    """`keys`: None lets everybody in, under no name; settings allow no AdminService without keys."""
 
     def __init__(self, keys: KeyRing | None) -> None:
         self._keys = keys
@@ -27,15 +27,24 @@ class AuthInterceptor(AroundInterceptor):
         if self._keys is None or method.startswith(OPEN):
             yield
             return
-        key = self._keys.find(presented(context))
-        if key is None:
-            raise KeyInvalidError("The call needs a valid key; send the header `authorization: Bearer KEY`.")
+        keys, secret = self._keys, presented(context)
+        key = known(keys, secret)
         scope = ADMIN if ".AdminService/" in method else CLASSIFY
         if scope not in key.scopes:
             raise ScopeMissingError(f"The key does not have the scope {scope!r}.", {"scope": scope})
-        self._keys.count(key)
-        with changed_call(caller=key.name, cache_salt=self._keys.salt(key)):
-            yield
+        keys.count(key)
+        # A long call is asked again on its way: its key may have been taken back, and its work counts as calls do.
+        again = lambda work: keys.count_more(known(keys, secret), work)  # noqa: E731
+        learn_of_call(caller=key.name, cache_salt=keys.salt(key), toll=again)
+        yield
+
+
+def known(keys: KeyRing, presented: str) -> Key:
+    """The key that was presented. Raises KeyInvalidError."""
+    key = keys.find(presented)
+    if key is None:
+        raise KeyInvalidError("The call needs a valid key; send the header `authorization: Bearer KEY`.")
+    return key
 
 
 def presented(context: Context) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-import grpc
+from google.rpc import code_pb2
 
 from service.api.interceptors.around import OURS, AroundInterceptor, Context
+from service.api.status import DEFECT, rpc_status
 from service.call import changed_call, current_call
+from service.errors import FantailError
 from service.tracing import Tracing
 
 
 class TracingInterceptor(AroundInterceptor):
-    """`tracing`: None makes no spans, and hands the caller's trace context on as it came."""
+    """`tracing`: None makes no spans. Stands inside the error interceptor, so it sees errors and not yet statuses."""
 
     def __init__(self, tracing: Tracing | None) -> None:
         self._tracing = tracing
@@ -23,15 +25,19 @@ class TracingInterceptor(AroundInterceptor):
         if self._tracing is None or not method.startswith(OURS):
             yield
             return
-        call = current_call()
-        with self._tracing.call(method, trace_headers(context)) as (span, below):
-            span.set_attributes({"fantail.request_id": call.request_id, "fantail.caller": call.caller})
+        call, code = current_call(), int(code_pb2.CANCELLED)  # unless it ends in another way
+        about = {"fantail.request_id": call.request_id, "fantail.caller": call.caller}
+        with self._tracing.call(method.lstrip("/"), trace_headers(context), about) as (span, below):
             try:
                 with changed_call(trace_headers=below):
                     yield
-            except grpc.aio.AbortError:
-                span.set_attribute("rpc.grpc.status_code", str(context.code()))
+                code = code_pb2.OK
+            except Exception as error:
+                ours = error if isinstance(error, FantailError) else DEFECT
+                code = rpc_status(ours, call.request_id).code
                 raise
+            finally:
+                span.ended(code_pb2.Code.Name(code))
 
 
 def trace_headers(context: Context) -> dict[str, str]:

@@ -421,7 +421,7 @@ class FollowRequest(_message.Message):
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """How long the fan-out of this message may take; what is not ready by then has the status DEADLINE_EXCEEDED.
-        Absent: until the deadline of the whole call.
+        Absent, or longer than the server allows one call: as long as the server allows.
         """
 
     def __init__(

@@ -1,0 +1,132 @@
+"""A live conversation as its client sees it: messages out, each with its answer or its error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+import grpc
+
+from service.client.conversation import Turns, conversation, duration
+from service.client.errors import RpcError
+from service.pb.fantail.v1 import classification_service_pb2 as pb
+
+Value = TypeVar("Value")
+
+CORE_FAILED = "Internal error from Core"
+"""What grpc.aio says of a write to a call that has ended."""
+
+
+class FollowedConversation:
+    """A live conversation. Made by `FantailClient.follow`; tell it what is said, one message after the other."""
+
+    def __init__(self, call: Any, classifiers: Sequence[str], id: str) -> None:
+        self._call, self._id, self._messages = call, id, 0
+        self._ending = Ending(call)
+        self._classifiers: Sequence[str] | None = classifiers or None
+
+    async def tell(
+        self, turns: Turns, *, classifiers: Sequence[str] | None = None, timeout: float | None = None
+    ) -> pb.FanOutResponse | None:
+        """Add turns; returns the fan-out when the customer spoke last, None when somebody else did.
+
+        No turns: ask about the conversation as it stands. `classifiers`: ask these from now on, () for all; `timeout`:
+        seconds for this answer. Raises RpcError; after INVALID_ARGUMENT the turns are not part of the conversation,
+        after any other code they are, and the conversation can be gone on with unless the call itself has ended. A
+        message that returned None and is refused is heard of when a later one is told: `RpcError.messages_ago`.
+        """
+        before = self._classifiers
+        if classifiers is not None:
+            self._classifiers = classifiers
+        await self._write(self._request(turns, timeout))
+        if turns and turns[-1][0] != "customer":
+            return None
+        try:
+            return await self._answer()
+        except RpcError as error:
+            if error.code is grpc.StatusCode.INVALID_ARGUMENT and not error.messages_ago:
+                self._classifiers = before
+            raise
+
+    async def finish(self) -> None:
+        """Say no more. Raises RpcError for what ended the call before."""
+        await self._call.done_writing()
+        while await self._read() is not grpc.aio.EOF:
+            pass
+
+    def _request(self, turns: Turns, timeout: float | None) -> pb.FollowRequest:
+        """A message. It always names the classifiers: the server may have refused those before, with their names."""
+        request = pb.FollowRequest(turns=conversation(turns).turns, conversation_id=self._id)
+        if self._classifiers is not None:
+            request.classifiers.CopyFrom(pb.ClassifierSelection(names=self._classifiers))
+        if timeout is not None:
+            request.timeout.CopyFrom(duration(timeout))
+        return request
+
+    async def _write(self, request: pb.FollowRequest) -> None:
+        try:
+            await self._call.write(request)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            if (ended := self._ending.error).code is grpc.StatusCode.OK:
+                raise RuntimeError("the conversation is over") from error
+            raise ended from error
+        self._messages += 1
+
+    async def _read(self) -> Any:
+        """The next response, EOF behind the last one."""
+        try:
+            return await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise self._ending.error from error
+
+    async def _answer(self) -> pb.FanOutResponse:
+        """The answer to the last message. Raises its error, and those before it that nobody has heard of yet."""
+        refused: RpcError | None = None
+        while True:
+            if (response := await self._read()) is grpc.aio.EOF:
+                raise RuntimeError("the server ended the conversation without an answer")
+            if response.HasField("status"):
+                error = RpcError.of_status(response.status, self._messages - response.message)
+                error.__cause__, refused = refused, error
+            if response.message == self._messages:
+                if refused is not None:
+                    raise refused
+                fan_out: pb.FanOutResponse = response.fan_out
+                return fan_out
+
+
+class Ending:
+    """What ended a call, noted at the moment when it becomes known.
+
+    A write to a call that has ended gets the status INTERNAL, and grpc.aio puts that in the place of the status that
+    ended the call (https://github.com/grpc/grpc/issues/36066): a caller whose server stops, or refuses the call, would
+    hear of an internal error about every other time. Remove this when grpcio has
+    https://github.com/grpc/grpc/pull/43486.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._noted: RpcError | None = None
+        call.add_done_callback(self._note)
+
+    @property
+    def error(self) -> RpcError:
+        """To be asked once the call has ended."""
+        assert self._noted is not None, "whoever asks has seen a write or a read fail"
+        return self._noted
+
+    def _note(self, call: Any) -> None:
+        code, details, metadata = map(at_once, (call.code(), call.details(), call.trailing_metadata()))
+        if details == CORE_FAILED:  # The write failed before a status came, and none will come any more.
+            code, details = grpc.StatusCode.UNAVAILABLE, "the connection was lost"
+        self._noted = RpcError.of_call(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, details))
+
+
+def at_once(work: Coroutine[Any, Any, Value]) -> Value:
+    """The result of a coroutine that has nothing to wait for."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: Value = done.value
+        return result
+    raise AssertionError("a call that is done knows its status")

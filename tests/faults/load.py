@@ -1,0 +1,116 @@
+"""Steady load whose every call is accounted for: answered rightly, refused with a reason, wrong, or lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+
+from service.client import FantailClient, RpcError, Turns
+from service.pb.fantail.v1 import classification_service_pb2 as pb
+
+CALL_SECONDS = 20.0
+LATE_SECONDS = 5.0
+"""A call that is not over so long after its deadline is lost."""
+
+TOLERANCE = 2e-3
+"""How far a probability may be from what the same revision answered before: other batches round otherwise."""
+
+HONEST = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+"""Codes that tell the caller the truth: not now. Any other refusal of a valid call counts as lost."""
+
+TALKS: tuple[Turns, ...] = (
+    (("customer", "where is my parcel? it should have been here on monday"),),
+    (("customer", "i was charged twice"), ("agent", "I see one charge."), ("customer", "look again. i want it back")),
+    (("customer", "my screen cracked, i have your phone protection, how do i claim?"),),
+    (("customer", "thanks, that was all, bye!"),),
+)  # fmt: skip
+
+Answer = tuple[str, tuple[float, ...]]
+"""Label and probabilities."""
+
+
+@dataclass(slots=True)
+class Account:
+    """What became of every call. `known`: what each revision answers about each talk, learnt from its first answer, or
+    given; an answer of a known revision that differs is wrong. `silence_s`: longest time without any answer."""
+
+    calls: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    known: dict[tuple[int, str, str], Answer] = field(default_factory=dict)
+    silence_s: float = 0.0
+    answered_at: float = field(default_factory=time.monotonic)
+
+    def answered(self, talk: int, response: pb.FanOutResponse) -> None:
+        """Hold an answer against what its revisions answered before."""
+        self._heard()
+        self.calls["answered"] += 1
+        for result in response.results:
+            if result.HasField("status"):
+                self.calls["partly answered"] += 1
+                continue
+            found = result.classification
+            answer = (found.label, tuple(score.probability for score in found.scores))
+            before = self.known.setdefault((talk, found.classifier, found.revision), answer)
+            if _differs(before, answer):
+                self.wrong.append(f"{found.classifier}@{found.revision}: {before} and then {answer}")
+
+    def _heard(self) -> None:
+        now = time.monotonic()
+        self.silence_s = max(self.silence_s, now - self.answered_at)
+        self.answered_at = now
+
+    async def hears_again(self, seconds: float) -> bool:
+        """Wait until a call is answered from now on; False when that takes too long."""
+        now = time.monotonic()
+        while time.monotonic() < now + seconds:
+            if self.answered_at > now:
+                return True
+            await asyncio.sleep(0.05)
+        return False
+
+    def failed(self, error: RpcError) -> None:
+        self.calls[f"{error.code.name} {error.reason}".strip()] += 1
+        if error.code.name not in HONEST:
+            self.lost.append(str(error))
+
+
+def _differs(one: Answer, other: Answer) -> bool:
+    return one[0] != other[0] or any(abs(a - b) > TOLERANCE for a, b in zip(one[1], other[1], strict=True))
+
+
+@contextlib.asynccontextmanager
+async def steady_load(client: FantailClient, account: Account, callers: int) -> AsyncIterator[None]:
+    """Call again and again from so many callers until the end, where every call under way is waited for."""
+    stop = asyncio.Event()
+
+    async def caller(first: int) -> None:
+        for number in itertools.count(first):
+            if stop.is_set():
+                return
+            talk = number % len(TALKS)
+            try:
+                async with asyncio.timeout(CALL_SECONDS + LATE_SECONDS):
+                    account.answered(talk, await client.fan_out(TALKS[talk], timeout=CALL_SECONDS))
+            except RpcError as error:
+                account.failed(error)
+                await asyncio.sleep(min(0.2, error.retry_after_s or 0.2))
+            except TimeoutError:
+                account.lost.append("a call did not end")
+
+    async with asyncio.TaskGroup() as group:
+        for first in range(callers):
+            group.create_task(caller(first))
+        try:
+            yield
+        finally:
+            stop.set()
+
+
+def summary(calls: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in sorted(calls.items(), key=lambda each: -each[1]))

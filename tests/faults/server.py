@@ -1,0 +1,147 @@
+"""A real server as a process of its own, with an operator's key, on a copy of the shipped classifiers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import psutil
+
+from service.keys import new_key
+from service.pb.fantail.v1 import admin_service_pb2 as admin
+from service.pb.fantail.v1.admin_service_pb2_grpc import AdminServiceStub
+
+ROOT = Path(__file__).resolve().parents[2]
+STALL_SECONDS = 15
+GRACE_SECONDS = 30
+STOP_SECONDS = 90
+
+
+@dataclass(slots=True)
+class Server:
+    """A running `fantail serve`.
+
+    `folder`: its classifiers, which faults may change; `log`: what it has said; `metrics`: URL of what it counts.
+    """
+
+    process: subprocess.Popen[bytes]
+    address: str
+    metrics: str
+    key: str
+    folder: Path
+    log: Path
+
+    def engine_processes(self, name: str) -> list[psutil.Process]:
+        """vLLM's processes whose title holds a name: EngineCore, Worker."""
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it may end while it is looked at
+                if name in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
+
+    def kill(self, *names: str) -> None:
+        """Send SIGKILL to the engine's processes of these names."""
+        for name in names:
+            for process in self.engine_processes(name):
+                process.kill()
+
+    def stop_the_clock(self, name: str) -> None:
+        """Send SIGSTOP: the process lives and does nothing."""
+        for process in self.engine_processes(name):
+            process.suspend()
+
+    async def reload(self, *names: str) -> admin.ReloadResponse:
+        """Ask the server to serve what its folder holds now."""
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            metadata = (("authorization", f"Bearer {self.key}"),)
+            request = admin.ReloadRequest(classifiers=names)
+            return await AdminServiceStub(channel).Reload(request, metadata=metadata, timeout=120)
+
+    async def is_idle(self, seconds: float) -> bool:
+        """Wait until the engine itself counts no request and no KV block in use; False when that takes too long."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if await asyncio.to_thread(self._in_use) == 0:
+                return True
+            await asyncio.sleep(0.5)
+        return False
+
+    def _in_use(self) -> float:
+        wanted = (
+            'engine_requests{state="running"}',
+            'engine_requests{state="waiting"}',
+            'engine_kv_blocks{state="used"}',
+        )
+        with urllib.request.urlopen(self.metrics, timeout=10) as response:
+            lines = dict(line.rsplit(" ", 1) for line in response.read().decode().splitlines() if line[0] != "#")
+        return sum(float(lines[f"fantail_{name}"]) for name in wanted)
+
+    def terminate(self) -> tuple[int, float]:
+        """Send SIGTERM; returns the exit code, and after how many seconds."""
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_SECONDS), time.monotonic() - began
+
+
+@contextmanager
+def running_server(**settings: str) -> Iterator[Server]:
+    """Start a server; whatever is left of it is killed at the end."""
+    with tempfile.TemporaryDirectory(prefix="fantail-faults-") as scratch:
+        folder, keys, log = Path(scratch) / "classifiers", Path(scratch) / "keys.toml", Path(scratch) / "server.log"
+        shutil.copytree(ROOT / "classifiers", folder, ignore=shutil.ignore_patterns("data", ".*"))
+        key, digest = new_key()
+        keys.write_text(f'[[key]]\nname = "faults"\nsha256 = "{digest}"\nscopes = ["classify", "admin"]\n')
+        address, metrics = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FANTAIL_")}
+        environment |= {
+            "FANTAIL_ADDRESS": address,
+            "FANTAIL_CLASSIFIERS": str(folder),
+            "FANTAIL_KEYS": str(keys),
+            "FANTAIL_ADMIN": "true",
+            "FANTAIL_METRICS_ADDRESS": metrics,
+            "FANTAIL_KV_GIB": "1",
+            "FANTAIL_STALL_SECONDS": str(STALL_SECONDS),
+            "FANTAIL_GRACE_SECONDS": str(GRACE_SECONDS),
+        } | settings
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "service", "serve"], cwd=ROOT, env=environment, stdout=output, stderr=output
+            )
+            try:
+                yield Server(process, address, f"http://{metrics}/metrics", key, folder, log)
+            finally:
+                _kill_all(process)
+
+
+def _kill_all(process: subprocess.Popen[bytes]) -> None:
+    try:
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    except psutil.NoSuchProcess:
+        return
+    for each in family:
+        try:
+            each.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

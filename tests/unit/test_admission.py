@@ -1,0 +1,280 @@
+"""How much is in flight at most, who is shed first, and that everything is given back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import pytest
+
+from service.admission import BACKGROUND_SHARE, SHARES, Admission, Job
+from service.deadline import Deadline
+from service.domain import Priority
+from service.errors import DeadlineExceededError, OverloadedError, StoppingError
+from tests.clock import HandTurned, hand_turned
+
+MAX_CALLS, MAX_TOKENS, MAX_FOLLOWS = 3, 1000, 2
+CRITICAL, NORMAL, LOW = Priority.CRITICAL, Priority.NORMAL, Priority.LOW
+NEVER = Deadline()
+IN_FLIGHT = 100
+
+Permit = Callable[[Admission], AbstractContextManager[None]]
+PERMITS = pytest.mark.parametrize(
+    ("permit", "count", "limit", "bound"),
+    [
+        pytest.param(Admission.call, "calls", "calls", MAX_CALLS, id="calls"),
+        pytest.param(Admission.follow, "follows", "follows", MAX_FOLLOWS, id="follows"),
+    ],
+)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> HandTurned:
+    return hand_turned(monkeypatch, "service.admission", "service.deadline")
+
+
+@pytest.fixture
+def admission(clock: HandTurned) -> Admission:
+    return Admission(MAX_CALLS, MAX_TOKENS, MAX_FOLLOWS)
+
+
+@pytest.fixture
+def held(admission: Admission) -> Iterator[contextlib.ExitStack]:
+    """What is in flight until the stack is closed: at first, one job."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(admission.admit(0, [Job(IN_FLIGHT)], NEVER))
+        yield stack
+
+
+@PERMITS
+@pytest.mark.parametrize(("over", "accepted"), [(-1, True), (0, True), (1, False)], ids=["limit-1", "limit", "limit+1"])
+def test_no_more_are_under_way_than_the_bound(
+    admission: Admission, permit: Permit, count: str, limit: str, bound: int, over: int, accepted: bool
+) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(bound + over - 1):
+            stack.enter_context(permit(admission))
+        if accepted:
+            stack.enter_context(permit(admission))
+            assert getattr(admission, count) == bound + over
+            return
+        with pytest.raises(OverloadedError) as refusal:
+            stack.enter_context(permit(admission))
+        assert refusal.value.metadata == {"limit": limit}
+        assert getattr(admission, count) == bound
+
+
+@PERMITS
+def test_a_permit_given_back_can_be_taken_again(
+    admission: Admission, permit: Permit, count: str, limit: str, bound: int
+) -> None:
+    for _ in range(bound + 1):
+        with permit(admission):
+            assert getattr(admission, count) == 1
+
+
+@PERMITS
+def test_after_stop_nothing_more_is_taken_on(
+    admission: Admission, permit: Permit, count: str, limit: str, bound: int
+) -> None:
+    admission.stop()
+    with pytest.raises(StoppingError), permit(admission):
+        pass
+    assert getattr(admission, count) == 0
+
+
+def test_what_is_under_way_at_stop_goes_on(admission: Admission) -> None:
+    with admission.call(), admission.follow():
+        admission.stop()
+        with admission.admit(0, [Job(10)], NEVER) as taken:
+            assert taken == (True,)
+    assert (admission.calls, admission.follows, admission.tokens) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "raised", [None, RuntimeError(), asyncio.CancelledError(), GeneratorExit()], ids=lambda each: type(each).__name__
+)
+async def test_everything_is_given_back_however_the_work_ends(
+    admission: Admission, raised: BaseException | None
+) -> None:
+    with contextlib.suppress(RuntimeError, asyncio.CancelledError, GeneratorExit):
+        async with admission.admit_in_background(5, [Job(10)]):
+            with admission.call(), admission.follow(), admission.admit(20, [Job(30)], NEVER):
+                assert (admission.calls, admission.follows, admission.tokens) == (1, 1, 65)
+                if raised is not None:
+                    raise raised
+    assert (admission.calls, admission.follows, admission.tokens) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("priority", Priority)
+@pytest.mark.parametrize(("over", "accepted"), [(-1, True), (0, True), (1, False)], ids=["limit-1", "limit", "limit+1"])
+def test_each_priority_is_taken_up_to_its_share_of_the_tokens(
+    admission: Admission, held: contextlib.ExitStack, priority: Priority, over: int, accepted: bool
+) -> None:
+    limit = round(MAX_TOKENS * SHARES[priority])
+    job = Job(limit - IN_FLIGHT + over, priority)
+    if accepted:
+        assert held.enter_context(admission.admit(0, [job], NEVER)) == (True,)
+        assert admission.tokens == limit + over
+        return
+    with pytest.raises(OverloadedError) as refusal:
+        held.enter_context(admission.admit(0, [job], NEVER))
+    assert refusal.value.metadata == {"limit": "tokens"}
+    assert admission.tokens == IN_FLIGHT
+
+
+def test_the_shares_follow_the_priorities() -> None:
+    assert 1.0 == SHARES[CRITICAL] > SHARES[NORMAL] > SHARES[LOW] > BACKGROUND_SHARE
+
+
+SIX = [Job(100, LOW), Job(100, NORMAL), Job(100, CRITICAL), Job(100, LOW), Job(100, NORMAL), Job(100, CRITICAL)]
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "expected"),
+    [
+        pytest.param(99, (1, 1, 1, 1, 1, 1), id="room for all"),
+        pytest.param(101, (1, 1, 1, 0, 1, 1), id="the second low one is shed"),
+        pytest.param(201, (0, 1, 1, 0, 1, 1), id="both low ones are shed"),
+        pytest.param(501, (0, 1, 1, 0, 0, 1), id="a normal one is shed too"),
+        pytest.param(601, (0, 0, 1, 0, 0, 1), id="only critical ones are left"),
+        pytest.param(801, (0, 0, 1, 0, 0, 0), id="room for one critical one"),
+    ],
+)
+def test_what_matters_least_is_shed_first(admission: Admission, in_flight: int, expected: tuple[int, ...]) -> None:
+    with admission.admit(0, [Job(in_flight)], NEVER), admission.admit(0, SIX, NEVER) as taken:
+        assert tuple(map(int, taken)) == expected
+        assert admission.tokens == in_flight + 100 * sum(expected)
+
+
+def test_a_small_job_is_taken_where_a_larger_one_of_its_kind_has_no_room(
+    admission: Admission, held: contextlib.ExitStack
+) -> None:
+    assert held.enter_context(admission.admit(0, [Job(900), Job(10)], NEVER)) == (False, True)
+
+
+def test_what_is_shared_is_counted_once(admission: Admission, held: contextlib.ExitStack) -> None:
+    held.enter_context(admission.admit(300, [Job(10), Job(20)], NEVER))
+    assert admission.tokens == IN_FLIGHT + 330
+
+
+@pytest.mark.parametrize(("shared", "accepted"), [(789, True), (790, True), (791, False)])
+def test_what_is_shared_takes_room_too(
+    admission: Admission, held: contextlib.ExitStack, shared: int, accepted: bool
+) -> None:
+    expected = contextlib.nullcontext() if accepted else pytest.raises(OverloadedError)
+    with expected, admission.admit(shared, [Job(10)], NEVER):
+        pass
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_where_nothing_else_is_in_flight_nothing_is_shed(admission: Admission, priority: Priority) -> None:
+    with admission.admit(5 * MAX_TOKENS, [Job(5 * MAX_TOKENS, priority)] * 3, NEVER) as taken:
+        assert taken == (True, True, True)
+        assert admission.tokens == 20 * MAX_TOKENS
+
+
+def test_beside_more_than_fits_nothing_else_is_taken(admission: Admission) -> None:
+    with admission.admit(0, [Job(5 * MAX_TOKENS)], NEVER):
+        with pytest.raises(OverloadedError), admission.admit(0, [Job(1, CRITICAL)], NEVER):
+            pass
+    with admission.admit(0, [Job(1, CRITICAL)], NEVER) as taken:
+        assert taken == (True,)
+
+
+def test_nothing_to_do_is_never_refused(admission: Admission) -> None:
+    with admission.admit(0, [Job(5 * MAX_TOKENS)], NEVER), admission.admit(0, [], NEVER) as taken:
+        assert taken == ()
+
+
+async def settle() -> None:
+    """Let every task go on as far as it can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+class Background:
+    """Work in the background that lasts until it is told to end."""
+
+    def __init__(self, admission: Admission, tokens: int, deadline: Deadline = NEVER) -> None:
+        self._admission, self._tokens, self._deadline = admission, tokens, deadline
+        self._told = asyncio.Event()
+        self.began = False
+        self.task = asyncio.create_task(self._work())
+
+    async def end(self) -> None:
+        self._told.set()
+        await self.task
+
+    async def _work(self) -> None:
+        async with self._admission.admit_in_background(0, [Job(self._tokens)], self._deadline):
+            self.began = True
+            await self._told.wait()
+
+
+SHARE = round(MAX_TOKENS * BACKGROUND_SHARE)
+
+
+@pytest.mark.parametrize(("over", "begins"), [(-1, True), (0, True), (1, False)], ids=["limit-1", "limit", "limit+1"])
+async def test_background_work_begins_within_its_share_and_waits_beyond_it(
+    admission: Admission, held: contextlib.ExitStack, over: int, begins: bool
+) -> None:
+    work = Background(admission, SHARE - IN_FLIGHT + over)
+    await settle()
+    assert work.began is begins
+    assert admission.tokens == (SHARE + over if begins else IN_FLIGHT)
+    held.close()
+    await work.end()
+    assert admission.tokens == 0
+
+
+async def test_background_work_that_waits_begins_when_room_is_freed(
+    admission: Admission, held: contextlib.ExitStack
+) -> None:
+    work = Background(admission, SHARE)
+    await settle()
+    assert not work.began
+    held.close()
+    await settle()
+    assert work.began
+    await work.end()
+
+
+async def test_background_work_larger_than_everything_begins_when_it_is_alone(admission: Admission) -> None:
+    work = Background(admission, 5 * MAX_TOKENS)
+    await settle()
+    assert work.began
+    await work.end()
+
+
+async def test_of_what_waits_in_the_background_only_so_much_begins_as_fits(
+    admission: Admission, held: contextlib.ExitStack
+) -> None:
+    works = [Background(admission, SHARE // 2) for _ in range(5)]
+    await settle()
+    held.close()
+    await settle()
+    assert (sum(work.began for work in works), admission.tokens) == (2, SHARE)
+    for work in works:
+        await work.end()
+    assert admission.tokens == 0
+
+
+async def test_background_work_that_is_cancelled_while_it_waits_leaves_nothing_behind(
+    admission: Admission, held: contextlib.ExitStack
+) -> None:
+    work = Background(admission, SHARE)
+    await settle()
+    work.task.cancel()
+    await asyncio.wait([work.task])
+    assert admission.tokens == IN_FLIGHT
+
+
+async def test_background_work_waits_no_longer_than_its_deadline(
+    admission: Admission, held: contextlib.ExitStack
+) -> None:
+    with pytest.raises(DeadlineExceededError):
+        await Background(admission, SHARE, Deadline.after(0.0)).task
+    assert admission.tokens == IN_FLIGHT

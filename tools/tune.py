@@ -52,11 +52,18 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("tail", "as in the manifests"),
-    Variant("tail", "start token and one word", words="one token", invocation="<|im_start|>"),
-    Variant("tail", "start token, one word, question mark", words="one token?", invocation="<|im_start|>"),
-    Variant("tail", "assistant's turn and one word", words="one token"),
-    Variant("tail", "start token and one word, other seed", {"seed": 8}, words="one token", invocation="<|im_start|>"),
+    Variant("as shipped", "seed 7"),
+    Variant("as shipped", "seed 8", {"seed": 8}),
+    Variant("tail", "start token, one word", words="one word"),
+    Variant("tail", "assistant's turn, one word, question mark", words="bare", invocation="<|im_start|>assistant\n"),
+    *(Variant("rank", f"rank {rank}", {"rank": rank, "alpha": 2.0 * rank}) for rank in (1, 8, 16)),
+    *(Variant("learning rate", f"{rate:g}", {"learning_rate": rate}) for rate in (5e-4, 2e-3)),
+    *(Variant("training records", f"{share:.0%}", share=share) for share in (0.125, 0.25, 0.5)),
+    Variant("epochs", "8", {"epochs": 8}),
+    Variant("target modules", "attention, rank 12", {"target_modules": ATTENTION, "rank": 12, "alpha": 24.0}),
+    Variant("target modules", "MLP, rank 4", {"target_modules": MLP}),
+    Variant("dropout", "0.2", {"dropout": 0.2}),
+    Variant("filler", "a full stop", filler="."),
 )
 
 
@@ -140,22 +147,19 @@ class Tuning:
         return torch.tensor([task.target(record) for task in self.tasks])
 
 
-ONE_WORD = {
-    "asking_for_agent": " human", "cancellation_intent": " cancel", "contains_personal_data": " private",
-    "conversation_ended": " ended", "customer_not_understanding": " confused", "escalation_risk": " threat",
-    "fraud_attempt": " fraud", "issue_resolved": " resolved", "phone_claim": " claim", "refund_request": " refund",
-    "requires_external_access": " lookup", "sentiment": " mood", "suspicious_message": " spam", "topic": " topic",
-    "topic_switch": " switch", "urgency": " urgent",
+BARE = {
+    "asking_for_agent": "human?", "cancellation_intent": "cancel?", "contains_personal_data": "private?",
+    "conversation_ended": "ended?", "customer_not_understanding": "confused?", "escalation_risk": "threat?",
+    "fraud_attempt": "fraud?", "issue_resolved": "resolved?", "phone_claim": "claim?", "refund_request": "refund?",
+    "requires_external_access": "lookup?", "sentiment": "mood?", "suspicious_message": "spam?", "topic": "topic?",
+    "topic_switch": "switch?", "urgency": "urgent?",
 }  # fmt: skip
+"""Without a blank before them, as suits the begin of a line: two or three tokens each."""
 
 
 def words_of(task: Task, variant: Variant) -> str:
-    return {
-        "manifest": task.manifest.words,
-        "one token": ONE_WORD[task.name],
-        "one token?": f"{ONE_WORD[task.name]}?",
-        "question": f"{task.manifest.description} Answer {', '.join(task.manifest.labels)}:",
-    }[variant.words]
+    words = task.manifest.words
+    return {"manifest": words, "one word": words.removesuffix("?"), "bare": BARE[task.name]}[variant.words]
 
 
 def mean(values: Sequence[float]) -> float:
@@ -183,8 +187,8 @@ INTRODUCTION = """\
 
 All sixteen classifiers are trained on the train split under one change at a time, and measured on the dev split (means
 over the sixteen, each adapter at its epoch of least dev loss). What is shipped: rank {rank} on all linear layers,
-learning rate {learning_rate:g}, {epochs} epochs, dropout {dropout:g}, task words of one or two tokens, a line break as
-filler. The seeds under "as shipped" show what is noise. Written by `python tools/tune.py`.
+learning rate {learning_rate:g}, {epochs} epochs, dropout {dropout:g}, a tail of start token, word and question mark, a
+line break as filler. The seeds under "as shipped" show what is noise. Written by `python tools/tune.py`.
 """
 
 

@@ -72,11 +72,15 @@ class Server:
             request = admin.ReloadRequest(classifiers=names)
             return await AdminServiceStub(channel).Reload(request, metadata=metadata, timeout=120)
 
+    async def in_use(self) -> float:
+        """Requests and KV blocks in use, as the engine itself counts them."""
+        return await asyncio.to_thread(self._in_use)
+
     async def is_idle(self, seconds: float) -> bool:
-        """Wait until the engine itself counts no request and no KV block in use; False when that takes too long."""
+        """Wait until nothing is in use; False when that takes too long."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if await asyncio.to_thread(self._in_use) == 0:
+            if await self.in_use() == 0:
                 return True
             await asyncio.sleep(0.5)
         return False

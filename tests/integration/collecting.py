@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,10 +27,19 @@ class Collector(TraceServiceServicer):
 
     address: str = ""
     received: list[ExportTraceServiceRequest] = field(default_factory=list)
+    _more: threading.Condition = field(default_factory=threading.Condition)
 
     def Export(self, request: ExportTraceServiceRequest, context: Any) -> ExportTraceServiceResponse:
-        self.received.append(request)
+        with self._more:
+            self.received.append(request)
+            self._more.notify_all()
         return ExportTraceServiceResponse()
+
+    def wait_for(self, enough: Callable[[list[Span]], bool], seconds: float) -> list[Span]:
+        """The spans once there are enough of them, or those there are after so many seconds; blocks."""
+        with self._more:
+            self._more.wait_for(lambda: enough(self.spans), seconds)
+            return self.spans
 
     @property
     def spans(self) -> list[Span]:

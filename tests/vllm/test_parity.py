@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from service.engine.base import ScoringRequest
 from service.engine.vllm_engine import VllmEngine
+from service.start import Prompting
+from tests.vllm.comparing import cold, conversation_of
 from tests.vllm.parity import Expected, assert_parity
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
@@ -21,3 +26,19 @@ async def test_every_adapter_answers_as_peft_does_and_again_when_asked_twice(
 
 async def test_concurrent_fan_outs_do_not_disturb_each_other(variant_engine: VllmEngine, crowd: Expected) -> None:
     await assert_parity(variant_engine, crowd)
+
+
+@pytest.mark.parametrize("variant_engine", ["chunked prefill"], indirect=True)
+async def test_what_matters_more_overtakes_what_waits_already(variant_engine: VllmEngine, prompting: Prompting) -> None:
+    done: list[int] = []
+
+    async def score(priority: int, opening: str) -> None:
+        prefix = prompting.builder.prefix(cold(conversation_of(prompting.builder, 300), opening))
+        await variant_engine.score(ScoringRequest(prefix.token_ids, (5, 6), None, None, priority))
+        done.append(priority)
+
+    before = [asyncio.create_task(score(2, f"{number} comes first")) for number in range(3)]
+    await asyncio.sleep(0)  # they are handed to the engine
+    after = asyncio.create_task(score(0, "this one comes last"))
+    await asyncio.gather(*before, after)
+    assert done.index(0) < 2, "at most the one that was being computed is done before it"

@@ -2,55 +2,63 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+import grpc
 import pytest
 from grpc import StatusCode
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from service.client import FantailClient, RpcError, Turns
+from service.pb.fantail.v1 import admin_service_pb2 as admin
+from service.pb.fantail.v1 import classification_service_pb2 as pb
+from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
 from service.registry.registry import Registry
 from service.start import Prompting
+from tests.faults.server import Server, running_server
+from tests.integration.collecting import Collector, collecting
 from tests.vllm.comparing import conversation_of
 from tests.vllm.conftest import ROOT
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 TURNS: Turns = [(t["role"], t["text"]) for t in json.loads((ROOT / "examples/conversation.json").read_text())["turns"]]
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server, and what it sends its spans to."""
+
+    server: Server
+    collector: Collector
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = os.environ | {"FANTAIL_ADDRESS": address, "FANTAIL_KV_GIB": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "service", "serve"], cwd=ROOT, env=environment)
-    yield process, address
-    if process.poll() is None:
-        process.kill()
-        process.wait()
+def served() -> Iterator[Served]:
+    with collecting() as collector, running_server(FANTAIL_OTLP_ENDPOINT=collector.address) as server:
+        yield Served(server, collector)
 
 
-async def reachable(server: tuple[subprocess.Popen[bytes], str]) -> FantailClient:
-    client = FantailClient(server[1])
-    await client.wait_until_serving()
-    return client
+@pytest.fixture
+async def client(served: Served) -> AsyncIterator[FantailClient]:
+    async with FantailClient(served.server.address, key=served.server.key) as connected:
+        async with asyncio.timeout(300):
+            await connected.wait_until_serving()
+        yield connected
 
 
 async def test_one_call_answers_all_classifiers_and_reads_the_conversation_once(
-    server: tuple[subprocess.Popen[bytes], str], prompting: Prompting, registry: Registry
+    client: FantailClient, prompting: Prompting, registry: Registry
 ) -> None:
-    async with await reachable(server) as client:
-        conversation = conversation_of(prompting.builder, 500)
-        response = await client.fan_out([(turn.role.value, turn.text) for turn in conversation.turns], timeout=60)
+    conversation = conversation_of(prompting.builder, 500)
+    response = await client.fan_out([(turn.role.value, turn.text) for turn in conversation.turns], timeout=60)
     assert [result.classifier for result in response.results] == sorted(registry.classifiers)
     for result in response.results:
         answer = result.classification
@@ -64,40 +72,96 @@ async def test_one_call_answers_all_classifiers_and_reads_the_conversation_once(
 
 
 async def test_the_same_conversation_gets_the_same_answers_from_cache(
-    server: tuple[subprocess.Popen[bytes], str], registry: Registry
+    client: FantailClient, registry: Registry
 ) -> None:
-    async with await reachable(server) as client:
-        first = await client.fan_out(TURNS, timeout=60)
-        again = await client.fan_out(TURNS, timeout=60)
+    first = await client.fan_out(TURNS, timeout=60)
+    again = await client.fan_out(TURNS, timeout=60)
     assert again.usage.computed_tokens <= sum(len(each.tail_ids) for each in registry.select(()))
     for one, other in zip(first.results, again.results, strict=True):
         assert one.classification.label == other.classification.label
         assert one.classification.confidence == pytest.approx(other.classification.confidence, abs=1e-3)
 
 
-def test_buf_curl_makes_a_fan_out_by_reflection_alone(server: tuple[subprocess.Popen[bytes], str]) -> None:
+async def test_a_live_conversation_computes_no_turn_twice(client: FantailClient, registry: Registry) -> None:
+    tails = sum(len(each.tail_ids) for each in registry.select(()))
+    async with client.follow(timeout=120) as conversation:
+        await conversation.tell([("customer", "hello from Porto, " + "my parcel is late and late again. " * 20)])
+        await conversation.tell([("agent", "Let me look.")])
+        answer = await conversation.tell([("customer", "please do")])
+    assert answer is not None
+    assert answer.usage.computed_tokens <= tails + 3 * 32
+
+
+def test_buf_curl_makes_a_fan_out_by_reflection_alone(served: Served, client: FantailClient) -> None:
     body = {"conversation": {"turns": [{"role": f"ROLE_{role.upper()}", "text": text} for role, text in TURNS]}}
-    url = f"http://{server[1]}/fantail.v1.ClassificationService/FanOut"
+    url = f"http://{served.server.address}/fantail.v1.ClassificationService/FanOut"
+    key = f"authorization: Bearer {served.server.key}"
     command = [Path(sys.executable).parent / "buf", "curl", "--http2-prior-knowledge", "--protocol", "grpc"]
-    done = subprocess.run([*command, "--data", json.dumps(body), url], capture_output=True, text=True, timeout=120)
+    command += ["--header", key, "--reflect-header", key, "--data", json.dumps(body), url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     results = {each["classifier"]: each["classification"] for each in json.loads(done.stdout)["results"]}
     assert len(results) == 16
     assert results["refund_request"]["label"] in {"yes", "no"}
 
 
-async def test_a_killed_engine_is_said_to_be_unavailable_and_the_server_still_stops_cleanly(
-    server: tuple[subprocess.Popen[bytes], str],
+async def test_the_engines_own_spans_stand_below_the_callers_trace(served: Served, client: FantailClient) -> None:
+    metadata = (("authorization", f"Bearer {served.server.key}"), ("traceparent", f"00-{TRACE}-00f067aa0ba902b7-01"))
+    request = pb.FanOutRequest(conversation=pb.Conversation(turns=[pb.Turn(role=pb.ROLE_CUSTOMER, text="traced, hi")]))
+    async with grpc.aio.insecure_channel(served.server.address) as channel:
+        await ClassificationServiceStub(channel).FanOut(request, metadata=metadata, timeout=60)
+    spans = await asyncio.to_thread(served.collector.wait_for, lambda spans: sum(map(_is_traced, spans)) >= 17 + 3, 60)
+    traced = [span for span in spans if _is_traced(span)]
+    (call,) = [span for span in traced if span.name.endswith("/FanOut")]
+    engines = [span for span in traced if span.name == "llm_request"]
+    assert [span.parent_span_id for span in engines] == [call.span_id] * 16
+
+
+async def test_a_call_that_is_given_up_frees_what_the_engine_held(served: Served, client: FantailClient) -> None:
+    long = [("customer", f"number {number}: " + "where is it? " * 200) for number in range(8)]
+    call = asyncio.create_task(client.fan_out(long, timeout=60))
+    async with asyncio.timeout(60):
+        while not await served.server.in_use():
+            pass
+    call.cancel()
+    assert await served.server.is_idle(30)
+    assert call.cancelled()
+
+
+async def test_a_changed_folder_takes_over_without_a_restart(
+    served: Served, client: FantailClient, registry: Registry
 ) -> None:
-    process, _ = server
-    async with await reachable(server) as client:
-        await client.classify(TURNS, "sentiment", timeout=60)
-        for child in psutil.Process(process.pid).children(recursive=True):
-            if "resource_tracker" not in " ".join(child.cmdline()):
-                child.send_signal(signal.SIGKILL)
-        with pytest.raises(RpcError) as caught:
-            await client.classify(TURNS, "sentiment", timeout=60)
-    assert caught.value.code is StatusCode.UNAVAILABLE
-    assert caught.value.reason == "ERROR_REASON_ENGINE_DEAD"
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+    path = served.server.folder / "topic" / "classifier.toml"
+    path.write_text(f"# changed\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
+    (result,) = (await served.server.reload()).results
+    assert (result.classifier, result.outcome) == ("topic", admin.RELOAD_OUTCOME_LOADED)
+    assert result.previous_revision == registry.get("topic").revision
+    answer = await client.classify(TURNS, "topic", timeout=60)
+    assert answer.classification.revision == result.revision
+
+
+async def test_a_killed_engine_is_said_to_be_unavailable_and_comes_back_with_the_same_answers(
+    served: Served, client: FantailClient
+) -> None:
+    before = await client.classify(TURNS, "sentiment", timeout=60)
+    served.server.kill("EngineCore", "Worker")
+    with pytest.raises(RpcError) as caught:
+        await client.classify(TURNS, "sentiment", timeout=2)
+    assert (caught.value.code, caught.value.reason) == (StatusCode.UNAVAILABLE, "ERROR_REASON_ENGINE_DEAD")
+    async with asyncio.timeout(300):
+        await client.wait_until_serving()
+    after = await client.classify(TURNS, "sentiment", timeout=60)
+    assert after.classification.revision == before.classification.revision
+    assert after.classification.confidence == pytest.approx(before.classification.confidence, abs=1e-3)
+
+
+def test_a_stopped_server_ends_with_0_and_leaves_no_process(served: Served, client: FantailClient) -> None:
+    engines = [*served.server.engine_processes("EngineCore"), *served.server.engine_processes("Worker")]
+    code, _ = served.server.terminate()
+    assert code == 0
+    for process in engines:
+        process.wait(30)
+
+
+def _is_traced(span: Span) -> bool:
+    return span.trace_id.hex() == TRACE

@@ -6,7 +6,7 @@ LOCK := requirements/cpu.lock
 # The CPU build of torch is not on PyPI itself: taken from the configured sources, else from PyTorch's own index.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo serve test test-fast test-faults fuzz check audit format bench proto lock clean
+.PHONY: demo serve test test-fast test-faults fuzz check audit format bench loadtest proto lock clean
 
 demo: .venv/installed  ## start a server, classify one conversation over gRPC, print the answers, stop it
 	$(BIN)/fantail demo
@@ -49,6 +49,9 @@ format: .venv/installed
 
 bench: .venv/installed  ## the fan-out beside one classification, PEFT and stock vLLM, in one alternating run
 	$(BIN)/python -m loadtest.bench
+
+loadtest: .venv/installed  ## a fresh server under growing load, open loop; prints a table, writes loadtest-report/report.html
+	$(BIN)/python -m loadtest short
 
 proto: .venv/installed  ## generate service/pb from proto/
 	$(BIN)/python tools/proto.py generate

@@ -11,10 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
-import random
-import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -28,16 +24,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 from loadtest.baselines.worker import Worker
+from loadtest.conversations import Turns, conversation
+from loadtest.server import ROOT, commit, fresh_server, machine
 from service.client import FantailClient
 
-ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = (100, 320, 1000, 2000)
 CALL_SECONDS = 600
 WARM_UP_TOKENS = 60
-WORDS = ("order", "parcel", "late", "invoice", "refund", "login", "screen", "phone", "week", "please", "help", "again")
 TOLERANCE = 2e-3
 
-Turns = list[tuple[str, str]]
 Measure = Callable[[Turns], Awaitable[float]]
 
 
@@ -93,7 +88,8 @@ async def contestants(scratch: Path, only_ours: bool, console: Console) -> Async
     """Everything that is measured, started and warm."""
     async with contextlib.AsyncExitStack() as stack:
         console.print("starting Fantail …")
-        client = await stack.enter_async_context(fantail(scratch))
+        address = await stack.enter_async_context(fresh_server(scratch / "fantail.log"))
+        client = await stack.enter_async_context(FantailClient(address))
         names = [each.name for each in await client.list_classifiers(timeout=CALL_SECONDS)]
         measures: dict[str, Measure] = {"one classification": one(client, names[0]), "fan-out of 16": fan_out(client)}
         if not only_ours:
@@ -118,30 +114,6 @@ async def contestants(scratch: Path, only_ours: bool, console: Console) -> Async
                     await agree(client, worker, console)
                 measures[name] = baseline(worker)
         yield measures
-
-
-@contextlib.asynccontextmanager
-async def fantail(scratch: Path) -> AsyncIterator[FantailClient]:
-    """A fresh server on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    with (scratch / "fantail.log").open("wb") as log:
-        server = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "service", "serve"),
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"FANTAIL_ADDRESS": address},
-        )
-        try:
-            async with FantailClient(address) as client:
-                async with asyncio.timeout(CALL_SECONDS):
-                    await client.wait_until_serving()
-                yield client
-        finally:
-            server.send_signal(signal.SIGTERM)
-            await server.wait()
 
 
 def one(client: FantailClient, name: str) -> Measure:
@@ -181,18 +153,6 @@ async def agree(client: FantailClient, peft: Worker, console: Console) -> None:
         sys.exit("Fantail's answers are not PEFT's; nothing is measured")
 
 
-def conversation(tokens: int, seed: str) -> Turns:
-    """Turns of about `tokens` tokens that no other seed gives: a word is a token, a turn costs six more."""
-    rng = random.Random(seed)
-    turns: Turns = []
-    room = tokens - 12
-    while room > 0:
-        words = min(room, rng.randint(8, 40))
-        turns.append(("agent" if len(turns) % 2 else "customer", " ".join(rng.choices(WORDS, k=words))))
-        room -= words + 6
-    return turns
-
-
 def base_model() -> Path:
     """The folder of the base model, which the baselines share with the server."""
     command = [sys.executable, "-m", "service", "base"]
@@ -220,19 +180,6 @@ def show(seconds: dict[int, dict[str, list[float]]], console: Console) -> None:
         ratios = [f"{medians[1] / medians[0]:.2f}", *(f"{median / medians[1]:.1f} ×" for median in medians[2:])]
         table.add_row(f"{length} tokens", *cells, *ratios)
     console.print(table)
-
-
-def machine() -> str:
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
-    return f"{len(os.sched_getaffinity(0))} cores of {model}"
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "no commit"
 
 
 if __name__ == "__main__":

@@ -72,19 +72,21 @@ class FantailClient:
     >>> async with FantailClient("127.0.0.1:50051") as client:
     ...     answer = await client.fan_out([("customer", "where is my refund??")], timeout=5)
 
-    `key`: an API key; `tls`: None talks in the clear, over which no key should travel beyond this machine.
+    `key`: an API key; `tls`: None talks in the clear, over which no key should travel beyond this machine; `retries`:
+    whether a call is made again where that makes sense, at most `ATTEMPTS` times and within its deadline.
     """
 
-    def __init__(self, address: str, *, key: str | None = None, tls: Tls | None = None) -> None:
+    def __init__(self, address: str, *, key: str | None = None, tls: Tls | None = None, retries: bool = True) -> None:
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ValueError("a key consists of printable ASCII characters")
-        options = [("grpc.service_config", json.dumps(SERVICE_CONFIG)), ("grpc.enable_retries", 1)]
+        options = [("grpc.service_config", json.dumps(SERVICE_CONFIG)), ("grpc.enable_retries", int(retries))]
         if tls is None:
             self._channel = grpc.aio.insecure_channel(address, options)
         else:
             credentials = grpc.ssl_channel_credentials(tls.roots, tls.key, tls.certificate)
             self._channel = grpc.aio.secure_channel(address, credentials, options)
         self._metadata: Metadata = (("authorization", f"Bearer {key}"),) if key else ()
+        self._attempts = ATTEMPTS if retries else 1
         self._stub = ClassificationServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -167,13 +169,13 @@ class FantailClient:
         """
         clock = asyncio.get_running_loop().time
         ends = clock() + timeout
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, self._attempts + 1):
             try:
                 with typed_errors():
                     return await method(request, timeout=max(0.0, ends - clock()), metadata=self._metadata)
             except RpcError as error:
                 delay = error.retry_after_s
-                last = attempt == ATTEMPTS or error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED
+                last = attempt == self._attempts or error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED
                 if last or delay is None or clock() + delay >= ends:
                     raise
                 await asyncio.sleep(delay)

@@ -1,0 +1,99 @@
+"""`python -m loadtest PROFILE`: put a server under load at one rate or a sweep of them; print, and write a report."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from loadtest.outcome import Outcome, seconds
+from loadtest.profile import Profile, ProfileError, load_profile
+from loadtest.report import write_report
+from loadtest.run import Target, duration_s, is_generator_the_limit, knee, sweep
+from loadtest.server import commit, fresh_server, machine
+from service.client import FantailClient
+
+PROFILES = Path(__file__).resolve().parent / "profiles"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m loadtest", description=__doc__)
+    parser.add_argument(
+        "profile", help=f"a TOML file, or one of {', '.join(sorted(p.stem for p in PROFILES.iterdir()))}"
+    )
+    parser.add_argument(
+        "--rate", type=float, nargs="*", default=[], help="calls a second; several, or none for a sweep"
+    )
+    parser.add_argument("--address", help="a server that runs already; default a fresh one")
+    parser.add_argument("--key", help="API key for it")
+    parser.add_argument("--processes", type=int, default=1, help="generator processes")
+    parser.add_argument("--seed", type=int, default=1, help="equal seeds give equal calls")
+    parser.add_argument("--output", type=Path, default=Path("loadtest-report"), help="folder for JSON and HTML")
+    options = parser.parse_args()
+    path = Path(options.profile)
+    path = path if path.is_file() else PROFILES / f"{options.profile}.toml"
+    try:
+        profile = load_profile(path)
+    except ProfileError as error:
+        sys.exit(str(error))
+    asyncio.run(load(path, profile, options, Console()))
+
+
+async def load(path: Path, profile: Profile, options: argparse.Namespace, console: Console) -> None:
+    """Run, print each result when it is there, write the report after each."""
+    facts = {
+        "profile": profile.name,
+        "machine": machine(),
+        "commit": commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "deadline": f"{profile.deadline_s:g} s",
+        "generator": f"{options.processes} process(es), open loop, seed {options.seed}",
+    }
+    runs: list[tuple[float, Outcome]] = []
+    async with contextlib.AsyncExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fantail-load-")))
+        with console.status("starting a server …"):
+            address = options.address or await stack.enter_async_context(fresh_server(scratch / "server.log"))
+        target = Target(address, await names(address, options.key), options.key)
+        console.print(f"each run takes {duration_s(profile):.0f} s")
+        with console.status("under load …"):
+            async for rate, outcome in sweep(path, target, options.rate, options.seed, options.processes):
+                runs.append((rate, outcome))
+                write_report(options.output, facts, runs)
+                console.print(f"{rate:.2f} calls a second: {outcome.goodput:.2f} answered in time")
+    show(facts, runs, console)
+    console.print(f"the report: {options.output / 'report.html'}")
+
+
+async def names(address: str, key: str | None) -> tuple[str, ...]:
+    async with FantailClient(address, key=key) as client:
+        return tuple(each.name for each in await client.list_classifiers(timeout=60))
+
+
+def show(facts: dict[str, str], runs: list[tuple[float, Outcome]], console: Console) -> None:
+    """The runs as a table, and the knee."""
+    table = Table(title=f"{facts['profile']} · {facts['machine']} · {facts['commit']}")
+    for column in ("offered / s", "goodput / s", "p50 ms", "p95 ms", "p99 ms", "turned away", "tokens reused"):
+        table.add_column(column, justify="right")
+    for rate, outcome in runs:
+        percentiles = (f"{1000 * seconds(outcome.latency, percentile):.0f}" for percentile in (50, 95, 99))
+        shares = (f"{outcome.shed_share:.1%}", f"{outcome.reused_share:.1%}")
+        table.add_row(f"{rate:.2f}", f"{outcome.goodput:.2f}", *percentiles, *shares)
+        if is_generator_the_limit(outcome):
+            console.print(
+                f"[red]at {rate:.2f} a second the generator was the limit[/]: {outcome.late_sends} late sends"
+            )
+    console.print(table)
+    found = knee(runs)
+    console.print("no rate was borne" if found is None else f"knee: {found[0]:.2f} calls a second")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""A run: several generator processes against one server at one rate; and a sweep of runs that finds the knee."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtest.generator import Share, told
+from loadtest.outcome import Outcome, merged
+from loadtest.profile import Profile
+from service.client import FantailClient
+
+START_SECONDS = 3.0
+"""How long the generators are given to start before the first call is due."""
+
+LATE_SHARE = 0.01
+"""Share of late sends from which the generator is called the limit."""
+
+GROWTH = 1.5
+"""From one run of a sweep to the next."""
+
+MOST_STEPS = 14
+KNEE_SHARE = 0.95
+"""The knee is the highest rate of which at least so much is answered well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is put under load."""
+
+    address: str
+    classifiers: tuple[str, ...]
+    key: str | None = None
+
+
+async def run(profile_path: Path, target: Target, rate: float, seed: int, processes: int) -> Outcome:
+    """One run at `rate` calls a second, by so many generator processes. Raises RuntimeError when one of them fails."""
+    begins_at = time.time() + START_SECONDS
+
+    async def generator(index: int) -> Outcome:
+        share = Share(
+            str(profile_path), target.address, rate, seed, target.classifiers, index, processes, begins_at, target.key
+        )
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "loadtest.generator"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await process.communicate(told(share))
+        if process.returncode:
+            raise RuntimeError(f"a generator ended with {process.returncode}")
+        return Outcome.from_json(json.loads(output))
+
+    return merged(await asyncio.gather(*map(generator, range(processes))))
+
+
+async def sweep(
+    profile_path: Path, target: Target, rates: Sequence[float], seed: int, processes: int
+) -> AsyncIterator[tuple[float, Outcome]]:
+    """A run at each rate; without rates, at growing ones until half of what is offered is not answered."""
+    if rates:
+        for rate in rates:
+            yield rate, await run(profile_path, target, rate, seed, processes)
+        return
+    rate = await first_rate(target)
+    for step in range(MOST_STEPS):
+        outcome = await run(profile_path, target, rate, seed + step, processes)
+        yield rate, outcome
+        if outcome.goodput < 0.5 * outcome.offered_rate:
+            return
+        rate *= GROWTH
+
+
+async def first_rate(target: Target) -> float:
+    """A rate that any server bears: a third of what calls one after the other reach."""
+    async with FantailClient(target.address, key=target.key) as client:
+        began = time.perf_counter()
+        for number in range(3):
+            await client.fan_out([("customer", f"how fast are you, number {number}? " * 20)], timeout=120)
+        return 1.0 / (time.perf_counter() - began)
+
+
+def knee(runs: Sequence[tuple[float, Outcome]]) -> tuple[float, Outcome] | None:
+    """The highest rate that was answered well; None when none was."""
+    good = [each for each in runs if each[1].goodput >= KNEE_SHARE * each[1].offered_rate]
+    return max(good, key=lambda each: each[0], default=None)
+
+
+def is_generator_the_limit(outcome: Outcome) -> bool:
+    return outcome.late_sends > LATE_SHARE * max(1, outcome.sent)
+
+
+def duration_s(profile: Profile) -> float:
+    """How long a run takes, its last answers aside."""
+    return START_SECONDS + profile.warm_up_s + profile.steady_s

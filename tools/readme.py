@@ -1,9 +1,10 @@
-"""Writes the parts of README.md that follow from the code, between markers: `python tools/readme.py [--check]`."""
+"""Writes the tables of the documentation that follow from the code: `python tools/readme.py [--check]`."""
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from service.metrics import LIST
@@ -11,7 +12,6 @@ from service.registry.manifest import load_manifest
 from service.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
 
 
 def classifiers_table() -> str:
@@ -43,20 +43,31 @@ def metrics_table() -> str:
     return "\n".join(rows)
 
 
-def written(text: str) -> str:
-    """The README with its tables as they should be."""
-    tables = {"classifiers": classifiers_table(), "settings": settings_table(), "metrics": metrics_table()}
-    for name, table in tables.items():
-        marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.S)
-        if not marked.search(text):
-            sys.exit(f"README.md has lost its markers for {name}")
-        text = marked.sub(lambda match, table=table: match[1] + table + match[2], text)  # type: ignore[misc]
-    return text
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "README.md": ("classifiers", classifiers_table),
+    "docs/settings.md": ("settings", settings_table),
+    "deploy/README.md": ("metrics", metrics_table),
+}
+"""File to the name of its markers and what stands between them."""
+
+
+def written(file: str) -> tuple[str, str]:
+    """A file as it is, and as it should be."""
+    name, table = TABLES[file]
+    text = (ROOT / file).read_text(encoding="utf-8")
+    marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.S)
+    if not marked.search(text):
+        sys.exit(f"{file} has lost its markers for {name}")
+    return text, marked.sub(lambda match: match[1] + table() + match[2], text)
+
+
+def main() -> None:
+    for file in TABLES:
+        before, after = written(file)
+        if before != after and sys.argv[1:] == ["--check"]:
+            sys.exit(f"{file} is stale; run `python tools/readme.py`")
+        (ROOT / file).write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    before = README.read_text(encoding="utf-8")
-    after = written(before)
-    if sys.argv[1:] == ["--check"]:
-        sys.exit("README.md's tables are stale; run `python tools/readme.py`" if before != after else 0)
-    README.write_text(after, encoding="utf-8")
+    main()

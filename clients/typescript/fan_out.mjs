@@ -2,7 +2,7 @@
 /**
  * Asks a Fantail server about one conversation and prints the answers as JSON; README.md says how to call it.
  *
- * An API key comes from FANTAIL_KEY, since command lines are seen by everybody on the machine. A call that fails prints
+ * An API key comes from API_KEY, since command lines are seen by everybody on the machine. A call that fails prints
  * what the server said of it to standard error and exits with 1.
  */
 import { readFileSync } from 'node:fs';
@@ -120,7 +120,7 @@ async function main() {
     const response = await fanOut(
       client,
       turns.map((/** @type {any} */ turn) => ({ role: ROLES[turn.role], text: turn.text })),
-      { classifiers: values.classifier, timeoutSeconds: Number(values.timeout), key: process.env.FANTAIL_KEY },
+      { classifiers: values.classifier, timeoutSeconds: Number(values.timeout), key: process.env.API_KEY },
     );
     console.log(JSON.stringify(response, null, 2));
   } catch (error) {

@@ -59,7 +59,18 @@ def process_environment(choice: Choice) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
     }
     if choice.cores is not None:
-        variables["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, choice.cores))
+        cores = ",".join(map(str, choice.cores))
+        variables |= {
+            "VLLM_CPU_OMP_THREADS_BIND": cores,
+            # The engine core computes itself, without a worker process that it would wait for by spinning on a core
+            # that computes. vLLM allows that on a CPU only when told to use no process of its own for the engine core
+            # (which AsyncLLM does all the same), and then leaves OpenMP's threads to whoever starts it.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "OMP_NUM_THREADS": str(len(choice.cores)),
+            "KMP_AFFINITY": f"granularity=fine,explicit,proclist=[{cores}]",
+            "KMP_BLOCKTIME": "5",
+            "KMP_TPAUSE": "0",
+        }
         openmp = intel_openmp()
         preloaded = os.environ.get("LD_PRELOAD", "")
         if openmp is not None and "libiomp5" not in preloaded:
@@ -91,6 +102,7 @@ def engine_args(config: VllmConfig) -> dict[str, Any]:
         "gpu_memory_utilization": config.gpu_memory_share,
         "kv_cache_memory_bytes": config.choice.kv_bytes,
         "enforce_eager": config.choice.cores is not None,
+        "distributed_executor_backend": None if config.choice.cores is None else "uni",
         "disable_log_stats": config.otlp_endpoint is None,  # vLLM's spans are made of its statistics
         "scheduling_policy": "priority",
         "otlp_traces_endpoint": config.otlp_endpoint,

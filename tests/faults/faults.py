@@ -38,8 +38,8 @@ class Fault:
     ends: bool = False
 
 
-async def kill(server: Server, account: Account, *names: str) -> str:
-    server.kill(*names)
+async def kill(server: Server, account: Account) -> str:
+    server.kill_engine()
     await asyncio.sleep(1.0)  # so that no answer from before is taken for one from after
     if not await account.hears_again(RECOVERY_SECONDS):
         raise UnexpectedError(f"no answer within {RECOVERY_SECONDS:.0f} s")
@@ -47,7 +47,7 @@ async def kill(server: Server, account: Account, *names: str) -> str:
 
 
 async def hang(server: Server, account: Account) -> str:
-    server.stop_the_clock("Worker")
+    server.suspend_engine()
     await asyncio.sleep(1.0)
     if not await account.hears_again(RECOVERY_SECONDS + STALL_SECONDS):
         raise UnexpectedError("the stalled engine was not replaced")
@@ -92,7 +92,7 @@ async def damage_and_kill(server: Server, account: Account) -> str:
     whole = path.read_bytes()
     save_file({name: 3 * tensor for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
     try:
-        seen = await kill(server, account, "EngineCore", "Worker")
+        seen = await kill(server, account)
     finally:
         path.write_bytes(whole)
     return seen
@@ -148,9 +148,8 @@ FAULTS = (
     Fault("deadlines of 30 ms", "DEADLINE_EXCEEDED at once", no_time),
     Fault("reload of a changed folder", "the new revision answers, no call fails", reload_good),
     Fault("reload of a wrong adapter", "refused by the gate, no call fails", reload_bad),
-    Fault("kill -9 worker", SAME, lambda s, a: kill(s, a, "Worker"), outage=True),
-    Fault("kill -9 engine core", SAME, lambda s, a: kill(s, a, "EngineCore"), outage=True),
-    Fault("worker hangs", "replaced, then the same answers", hang, outage=True),
+    Fault("kill -9 of the engine", SAME, kill, outage=True),
+    Fault("the engine hangs", "replaced, then the same answers", hang, outage=True),
     Fault("folder damaged, engine killed", "the proven bytes answer again", damage_and_kill, outage=True),
     Fault("SIGTERM", "accepted calls are answered, exit code 0", terminate, outage=True, ends=True),
 )

@@ -45,24 +45,23 @@ class Server:
     folder: Path
     log: Path
 
-    def engine_processes(self, name: str) -> list[psutil.Process]:
-        """vLLM's processes whose title holds a name: EngineCore, Worker."""
+    def engine_processes(self) -> list[psutil.Process]:
+        """vLLM's processes: the engine core, which on a CPU computes itself."""
         found = []
         for child in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it may end while it is looked at
-                if name in " ".join(child.cmdline()):
+                if "EngineCore" in " ".join(child.cmdline()):
                     found.append(child)
         return found
 
-    def kill(self, *names: str) -> None:
-        """Send SIGKILL to the engine's processes of these names."""
-        for name in names:
-            for process in self.engine_processes(name):
-                process.kill()
+    def kill_engine(self) -> None:
+        """Send SIGKILL to the engine's processes."""
+        for process in self.engine_processes():
+            process.kill()
 
-    def stop_the_clock(self, name: str) -> None:
-        """Send SIGSTOP: the process lives and does nothing."""
-        for process in self.engine_processes(name):
+    def suspend_engine(self) -> None:
+        """Send SIGSTOP: the engine lives and does nothing."""
+        for process in self.engine_processes():
             process.suspend()
 
     async def reload(self, *names: str) -> admin.ReloadResponse:

@@ -80,7 +80,7 @@ async def servers(serve: Serve, tmp_path: Path) -> Servers:
 
 
 async def shell(command: str, servers: Servers) -> Ended:
-    environment = {"PATH": f"{BIN}:/usr/bin:/bin", "FANTAIL_KEY": KEY, "XDG_CACHE_HOME": str(servers.folder)}
+    environment = {"PATH": f"{BIN}:/usr/bin:/bin", "API_KEY": KEY, "XDG_CACHE_HOME": str(servers.folder)}
     return await run_command("bash", "-c", servers.here(command), cwd=servers.folder, **environment)
 
 
@@ -94,7 +94,7 @@ async def test_a_python_snippet_runs_and_prints(
     servers: Servers, snippet: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(servers.folder)
-    monkeypatch.setenv("FANTAIL_KEY", KEY)
+    monkeypatch.setenv("API_KEY", KEY)
     code = compile(servers.here(snippet), "docs/clients.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     async with asyncio.timeout(COMMAND_S):
         if code.co_flags & inspect.CO_COROUTINE:

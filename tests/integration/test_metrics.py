@@ -88,10 +88,6 @@ async def batch(stub: Stub) -> None:
     await stub.ClassifyBatch(pb.ClassifyBatchRequest(conversations=[conversation] * 2), timeout=DEADLINE_S)
 
 
-async def list_classifiers(stub: Stub) -> None:
-    await stub.ListClassifiers(pb.ListClassifiersRequest(), timeout=DEADLINE_S)
-
-
 def classify_of(name: str = PLAIN, **changes: Any) -> Call:
     return lambda stub: stub.Classify(classify_request(name, **changes), timeout=DEADLINE_S)
 
@@ -102,7 +98,7 @@ ANSWERED: dict[str, Call] = {
     "StreamFanOut": stream,
     "ClassifyBatch": batch,
     "Follow": follow,
-    "ListClassifiers": list_classifiers,
+    "ListClassifiers": lambda stub: stub.ListClassifiers(pb.ListClassifiersRequest(), timeout=DEADLINE_S),
 }
 
 
@@ -276,7 +272,7 @@ async def test_calls_turned_away_are_told_from_others(
     engine.gate.clear()
     calls = [asyncio.create_task(client.fan_out(HELLO, timeout=DEADLINE_S)) for _ in range(MAX_CALLS - 1 + over)]
     await engine.begun(len(calls) * len(NAMES))
-    last = asyncio.ensure_future(list_classifiers(stub))
+    last = asyncio.ensure_future(ANSWERED["ListClassifiers"](stub))
     failure = (await asyncio.gather(last, return_exceptions=True))[0]
     engine.gate.set()
     await asyncio.gather(*calls)

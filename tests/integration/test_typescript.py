@@ -63,7 +63,7 @@ class Example:
         talk = self.folder / "talk.json"
         talk.write_text(json.dumps({"turns": [{"role": role, "text": text} for role, text in turns]}))
         command = ["node", "fan_out.mjs", "--address", address, "--timeout", str(DEADLINE_S), *options, str(talk)]
-        return await run_command(*command, cwd=self.installed, **({"FANTAIL_KEY": key} if key else {}))
+        return await run_command(*command, cwd=self.installed, **({"API_KEY": key} if key else {}))
 
 
 @pytest.fixture

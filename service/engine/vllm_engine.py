@@ -14,6 +14,7 @@ from typing import Any
 
 from service.domain import TokenUsage
 from service.engine.base import AdapterPlace, EngineAdapter, EngineCounters, LabelLogprobs, ScoringRequest
+from service.engine.handover import Handover
 from service.engine.launch import VllmConfig, engine_args, process_environment
 from service.errors import EngineDeadError, EngineError, PluginInactiveError, StartError
 
@@ -223,6 +224,7 @@ async def start_vllm(config: VllmConfig) -> AsyncIterator[VllmEngine]:
     try:
         served = VllmEngine(engine, config)
         await served.prove_patches()
+        Handover(engine)
         for adapter in config.adapters:  # now, so that no request waits for one
             await served.load(adapter)
         yield served

@@ -2,7 +2,7 @@
 
 The stock wrapper gathers a whole adapter for every token and lets "no adapter" (index -1) fall through to the last
 slot's weights. Here a step's rows are cut into segments of one adapter; rows without one are never touched. Short
-segments, the tails of a fan-out, are multiplied together in one batched product; long ones one by one.
+segments, the tails of a fan-out, go to a compiled kernel; long ones are matrix products of torch's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
@@ -17,7 +18,7 @@ from vllm.platforms import current_platform
 from vllm.platforms.cpu import CpuPlatform
 
 SHORT_ROWS = 32
-"""Segments up to this long are padded and batched; a longer one fills a matrix product by itself."""
+"""Segments up to this long go to the kernel; a longer one fills a matrix product of torch's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +28,6 @@ class Segment:
     start: int
     stop: int
     slot: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShortSegments:
-    """Short segments padded to one length. `gather`: [segments × width] rows to read; `slots`: [segments] or a slice
-    when they are consecutive; `kept`: places in `gather` that are no padding; `rows`: the rows these belong to."""
-
-    count: int
-    gather: Tensor
-    slots: Tensor | slice
-    kept: Tensor | None
-    rows: Tensor
 
 
 def find_segments(slots: Tensor) -> list[Segment]:
@@ -56,25 +45,28 @@ class SegmentedLora:
     """Adds the low-rank updates of one step's rows; built once per step, used by every layer."""
 
     def __init__(self, slots: Tensor) -> None:
-        segments = find_segments(slots)
-        short = [s for s in segments if s.stop - s.start <= SHORT_ROWS]
-        self.segments = segments
-        self._long = [s for s in segments if s.stop - s.start > SHORT_ROWS]
-        self._short = _pad(short) if short else None
+        self.segments = find_segments(slots)
+        self._long = [s for s in self.segments if s.stop - s.start > SHORT_ROWS]
+        short = [(s.start, s.stop, s.slot) for s in self.segments if s.stop - s.start <= SHORT_ROWS]
+        self._short = np.array(short, np.int64).reshape(-1, 3)
+        # Imported when vLLM's worker has started: vLLM then looks through all that is imported for kernels of its own,
+        # and stumbles over a library that numba holds.
+        from service.vllm_plugin.lora_kernel import add_rows
 
-    def add(self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
-        """`y += scale · x Aᵀ Bᵀ` by each row's adapter, in place.
+        self._add_rows = add_rows
 
-        `y`: [rows, outputs], maybe a view; `x`: [rows, inputs]; `a`: [slots, rank, inputs];
-        `b`: [slots, outputs, rank].
-        Rows beyond the planned ones and rows without an adapter keep their bytes.
+    def add(self, y: Tensor, offset: int, width: int, x: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
+        """`y[:, offset : offset + width] += scale · x Aᵀ Bᵀ` by each row's adapter, in place.
+
+        `y`: [rows, all outputs]; `x`: [rows, inputs]; `a`: [slots, 1, rank, inputs]; `b`: [slots, 1, width, rank], as
+        `lay_out` leaves it. Rows beyond the planned ones and rows without an adapter keep their bytes.
         """
-        for s in self._long:
-            y[s.start : s.stop] += (x[s.start : s.stop] @ a[s.slot].T) @ b[s.slot].T * scale
-        if (short := self._short) is not None:
-            rows = x.index_select(0, short.gather).view(short.count, -1, x.shape[1])
-            update = torch.bmm(torch.bmm(rows, a[short.slots].mT), b[short.slots].mT).flatten(0, 1)
-            y.index_add_(0, short.rows, update if short.kept is None else update[short.kept], alpha=scale)
+        compiled = y.dtype == torch.float32
+        for s in self._long if compiled else self.segments:
+            update = (x[s.start : s.stop] @ a[s.slot, 0].T) @ b[s.slot, 0].T
+            y[s.start : s.stop, offset : offset + width].add_(update, alpha=scale)
+        if compiled and len(self._short):
+            self._add_rows(y.numpy(), x.numpy(), a.numpy(), b.mT.numpy(), offset, self._short, scale)
 
     def shrink(self, y: Tensor, x: Tensor, a: Tensor, scale: float) -> None:
         """`y[:, :rank] = scale · x Aᵀ` for rows with an adapter."""
@@ -90,21 +82,14 @@ class SegmentedLora:
             target.copy_(target + update[:, :width] if add_inputs else update[:, :width])
 
 
-def _pad(segments: list[Segment]) -> ShortSegments:
-    """Pad by reading the segment's first row again; what comes of it is thrown away."""
-    width = max(s.stop - s.start for s in segments)
-    gather = [row if row < s.stop else s.start for s in segments for row in range(s.start, s.start + width)]
-    kept = [i * width + row for i, s in enumerate(segments) for row in range(s.stop - s.start)]
-    slots = [s.slot for s in segments]
-    consecutive = slots == list(range(slots[0], slots[0] + len(slots)))
-    indices = torch.tensor(gather)
-    return ShortSegments(
-        count=len(segments),
-        gather=indices,
-        slots=slice(slots[0], slots[0] + len(slots)) if consecutive else torch.tensor(slots),
-        kept=None if len(kept) == len(gather) else torch.tensor(kept),
-        rows=indices[kept],
-    )
+def lay_out(b: Tensor) -> None:
+    """Put `b` [slots, 1, outputs, rank] so into memory that one rank's outputs lie side by side, its shape kept.
+
+    Both products that use it read it in that order. What is written into it later, an adapter that is loaded into a
+    slot, finds its place by the strides.
+    """
+    if not b.mT.is_contiguous():
+        b.data = b.mT.contiguous().mT
 
 
 class SegmentedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # mypy does not follow vLLM
@@ -146,10 +131,11 @@ class SegmentedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # mypy do
     ) -> None:
         if self.no_lora:
             return
-        x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        x, y = x.reshape(-1, x.shape[-1]).contiguous(), y.view(-1, y.shape[-1])
         offset = 0
         for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-            self.tokens.add(y[:, offset : offset + width], x, a[:, 0], b[:, 0, :width], scale)
+            lay_out(b)
+            self.tokens.add(y, offset, width, x, a, b, scale)
             offset += width
 
     def _apply_shrink(self, y: Tensor, x: Tensor, w_t_all: Tensor, scale: float) -> None:

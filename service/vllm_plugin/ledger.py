@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import vllm
 
-from service.vllm_plugin import block_hashes, cpu_lora, peft_config, report, token_mapping
+from service.vllm_plugin import block_hashes, cpu_lora, handover, peft_config, report, token_mapping
 
 SUPPORTED_VERSION = "0.32.0"
 """The only version the patched symbols were read in; another is refused rather than hoped for."""
@@ -71,6 +71,16 @@ LEDGER: tuple[Patch, ...] = (
         remove_when="vLLM's CPU kernel groups rows by adapter and skips index -1",
         apply=cpu_lora.apply,
         inactive_because=cpu_lora.inactive_because,
+    ),
+    Patch(
+        name="handover",
+        symbol="vllm.v1.engine.core.EngineCoreProc",
+        why="a fan-out's requests arrive one by one, and the engine starts to compute with the first",
+        how="adds a method that takes many requests in one message",
+        upstream="none; EngineCoreProc.process_input_sockets of 0.32.0",
+        remove_when="AsyncLLM hands over many requests at once",
+        apply=handover.apply,
+        inactive_because=handover.inactive_because,
     ),
     Patch(
         name="report",

@@ -24,7 +24,7 @@ ONLY_IN = {
 KEEPS_TO = {
     "scoring": ("service/scoring/", ("service.scoring",), ("numpy",)),
     "client": ("service/client/", ("service.client", "service.pb"), ("grpc", "google")),
-    "vllm_plugin": ("service/vllm_plugin/", ("service.vllm_plugin",), ("vllm", "torch", "numpy")),
+    "vllm_plugin": ("service/vllm_plugin/", ("service.vllm_plugin",), ("vllm", "torch", "numpy", "numba", "msgspec")),
     "domain": ("service/domain.py", (), ()),
     "errors": ("service/errors.py", (), ()),
 }

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from service.vllm_plugin.cpu_lora import SHORT_ROWS, Segment, SegmentedLora, SegmentedPunicaWrapper, find_segments
+from service.vllm_plugin.cpu_lora import (
+    SHORT_ROWS,
+    Segment,
+    SegmentedLora,
+    SegmentedPunicaWrapper,
+    find_segments,
+    lay_out,
+)
 
 LENGTHS = [0, 1, 2, 6, 7, SHORT_ROWS - 1, SHORT_ROWS, SHORT_ROWS + 1, 90]
 
@@ -21,6 +28,13 @@ def one_row_at_a_time(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, 
         if slot >= 0:
             expected[row] += scale * (b[slot].double() @ (a[slot].double() @ x[row].double()))
     return expected
+
+
+def add(slots: Tensor, y: Tensor, offset: int, x: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+    """The kernel's sum over adapters `a` [slots, rank, inputs] and `b` [slots, outputs, rank], in place."""
+    a, b = a[:, None], b[:, None].clone()
+    lay_out(b)
+    SegmentedLora(slots).add(y, offset, b.shape[2], x, a, b, scale)
 
 
 def random_slots(rng: random.Random, adapters: int) -> Tensor:
@@ -37,28 +51,60 @@ def test_updates_equal_the_reference(seed: int) -> None:
     inputs, outputs = rng.choice([8, 24, 65]), rng.choice([8, 40])
     slots = random_slots(rng, adapters)
     rows, scale = len(slots), rng.choice([1.0, 0.5])
-    x, y = torch.randn(rows, inputs), torch.randn(rows, outputs + 3)
+    x, y = torch.randn(rows, inputs), torch.randn(rows, outputs + 5)
     a, b = torch.randn(adapters, rank, inputs), torch.randn(adapters, outputs, rank)
-    expected = one_row_at_a_time(y[:, 3:], x, a, b, scale, slots)
-    margin = y[:, :3].clone()
-    SegmentedLora(slots).add(y[:, 3:], x, a, b, scale)
+    a[0, rank // 2 :] = 0  # as a rank smaller than the slots' leaves it
+    slice_of_y = slice(3, 3 + outputs)
+    expected = y.double().clone()
+    expected[:, slice_of_y] = one_row_at_a_time(y[:, slice_of_y], x, a, b, scale, slots)
+    margins = y[:, :3].clone(), y[:, 3 + outputs :].clone()
+    add(slots, y, 3, x, a, b, scale)
     # float32 sums of up to 65 x 16 products of unit normals: 1e-3 is a hundred times their rounding
-    assert torch.allclose(y[:, 3:].double(), expected, atol=1e-3, rtol=1e-4)
-    assert torch.equal(y[:, :3], margin), "a view of the output is changed and nothing beside it"
+    assert torch.allclose(y.double(), expected, atol=1e-3, rtol=1e-4)
+    assert torch.equal(y[:, :3], margins[0]), "one slice of the output is changed and nothing beside it"
+    assert torch.equal(y[:, 3 + outputs :], margins[1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_base_in_half_precision_is_added_to_within_its_rounding(seed: int) -> None:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    slots = random_slots(rng, 4)
+    x, y = torch.randn(len(slots), 24).bfloat16(), torch.randn(len(slots), 40).bfloat16()
+    a, b = torch.randn(4, 8, 24).bfloat16(), torch.randn(4, 40, 8).bfloat16()
+    expected = one_row_at_a_time(y, x, a, b, 0.1, slots)
+    add(slots, y, 0, x, a, b, 0.1)
+    assert torch.allclose(y.double(), expected, atol=0.1, rtol=0.02)
+
+
+def test_an_adapter_loaded_into_a_slot_after_the_matrices_were_laid_out_is_computed_with() -> None:
+    torch.manual_seed(0)
+    slots = torch.tensor([1, 1, 0])
+    x, y = torch.randn(3, 6), torch.zeros(3, 5)
+    a, b = torch.randn(2, 1, 4, 6), torch.randn(2, 1, 5, 4)
+    before = b.clone()
+    lay_out(b)
+    assert torch.equal(b, before), "the same numbers at the same indices"
+    b[1, 0, :, :].copy_(torch.randn(5, 4), non_blocking=True)  # as vLLM does it
+    address = b.data_ptr()
+    lay_out(b)
+    assert b.data_ptr() == address, "it is laid out once"
+    SegmentedLora(slots).add(y, 0, 5, x, a, b, 1.0)
+    assert torch.allclose(y.double(), one_row_at_a_time(torch.zeros(3, 5), x, a[:, 0], b[:, 0], 1.0, slots), atol=1e-4)
 
 
 def test_rows_without_an_adapter_keep_their_bytes() -> None:
     slots = torch.tensor([-1, 0, 0, -1, 1, -1])
     y = torch.randn(6, 4)
     before = y.clone()
-    SegmentedLora(slots).add(y, torch.randn(6, 3), torch.randn(2, 2, 3), torch.randn(2, 4, 2), 1.0)
+    add(slots, y, 0, torch.randn(6, 3), torch.randn(2, 2, 3), torch.randn(2, 4, 2))
     assert torch.equal(y[slots < 0], before[slots < 0])
     assert not torch.equal(y[slots >= 0], before[slots >= 0])
 
 
 def test_rows_beyond_the_planned_ones_keep_their_bytes() -> None:
     y = torch.zeros(5, 4)
-    SegmentedLora(torch.tensor([0, 0])).add(y, torch.randn(5, 3), torch.randn(1, 2, 3), torch.randn(1, 4, 2), 1.0)
+    add(torch.tensor([0, 0]), y, 0, torch.randn(5, 3), torch.randn(1, 2, 3), torch.randn(1, 4, 2))
     assert torch.equal(y[2:], torch.zeros(3, 4))
 
 

@@ -91,6 +91,8 @@ def intel_openmp() -> Path | None:
 
 def engine_args(config: VllmConfig) -> dict[str, Any]:
     """Arguments of vLLM's engine; slots and ranks follow from the adapters."""
+    import torch
+
     arguments: dict[str, Any] = {
         "model": str(config.model),
         "dtype": config.choice.dtype,
@@ -118,5 +120,7 @@ def engine_args(config: VllmConfig) -> dict[str, Any]:
             "max_cpu_loras": room,
             "max_lora_rank": next(slot for slot in RANK_SLOTS if slot >= config.rank),
             "lora_target_modules": sorted(config.target_modules),
+            # On a CPU the plugin multiplies by adapters in float32, whatever the base is computed in.
+            "lora_dtype": None if config.choice.cores is None else torch.float32,
         }
     return {name: value for name, value in arguments.items() if value is not None}

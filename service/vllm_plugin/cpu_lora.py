@@ -47,8 +47,11 @@ class SegmentedLora:
     def __init__(self, slots: Tensor) -> None:
         self.segments = find_segments(slots)
         self._long = [s for s in self.segments if s.stop - s.start > SHORT_ROWS]
-        short = [(s.start, s.stop, s.slot) for s in self.segments if s.stop - s.start <= SHORT_ROWS]
-        self._short = np.array(short, np.int64).reshape(-1, 3)
+        short = [s for s in self.segments if s.stop - s.start <= SHORT_ROWS]
+        self._short = np.array([(s.start, s.stop, s.slot) for s in short], np.int64).reshape(-1, 3)
+        self._rows = torch.tensor([row for s in short for row in range(s.start, s.stop)], dtype=torch.int64)
+        stops = np.cumsum(self._short[:, 1] - self._short[:, 0])
+        self._packed = np.stack([stops - (self._short[:, 1] - self._short[:, 0]), stops, self._short[:, 2]], axis=1)
         # Imported when vLLM's worker has started: vLLM then looks through all that is imported for kernels of its own,
         # and stumbles over a library that numba holds.
         from service.vllm_plugin.lora_kernel import add_rows
@@ -56,17 +59,23 @@ class SegmentedLora:
         self._add_rows = add_rows
 
     def add(self, y: Tensor, offset: int, width: int, x: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
-        """`y[:, offset : offset + width] += scale · x Aᵀ Bᵀ` by each row's adapter, in place.
+        """`y[:, offset : offset + width] += scale · x Aᵀ Bᵀ` by each row's adapter, in place; the products in float32.
 
-        `y`: [rows, all outputs]; `x`: [rows, inputs]; `a`: [slots, 1, rank, inputs]; `b`: [slots, 1, width, rank], as
-        `lay_out` leaves it. Rows beyond the planned ones and rows without an adapter keep their bytes.
+        `y`: [rows, all outputs]; `x`: [rows, inputs], of any dtype; `a`: [slots, 1, rank, inputs] and `b`:
+        [slots, 1, width, rank], as `lay_out` leaves it, float32. Rows beyond the planned ones and rows without an
+        adapter keep their bytes.
         """
-        compiled = y.dtype == torch.float32
-        for s in self._long if compiled else self.segments:
-            update = (x[s.start : s.stop] @ a[s.slot, 0].T) @ b[s.slot, 0].T
+        for s in self._long:
+            update = (x[s.start : s.stop].float() @ a[s.slot, 0].T) @ b[s.slot, 0].T
             y[s.start : s.stop, offset : offset + width].add_(update, alpha=scale)
-        if compiled and len(self._short):
+        if not len(self._short):
+            return
+        if y.dtype == torch.float32:
             self._add_rows(y.numpy(), x.numpy(), a.numpy(), b.mT.numpy(), offset, self._short, scale)
+            return
+        rows, update = x.index_select(0, self._rows).float(), torch.zeros(len(self._rows), width)
+        self._add_rows(update.numpy(), rows.numpy(), a.numpy(), b.mT.numpy(), 0, self._packed, scale)
+        y[:, offset : offset + width].index_add_(0, self._rows, update.to(y.dtype))
 
     def shrink(self, y: Tensor, x: Tensor, a: Tensor, scale: float) -> None:
         """`y[:, :rank] = scale · x Aᵀ` for rows with an adapter."""

@@ -71,10 +71,10 @@ def test_a_base_in_half_precision_is_added_to_within_its_rounding(seed: int) -> 
     torch.manual_seed(seed)
     slots = random_slots(rng, 4)
     x, y = torch.randn(len(slots), 24).bfloat16(), torch.randn(len(slots), 40).bfloat16()
-    a, b = torch.randn(4, 8, 24).bfloat16(), torch.randn(4, 40, 8).bfloat16()
+    a, b = torch.randn(4, 8, 24), torch.randn(4, 40, 8)
     expected = one_row_at_a_time(y, x, a, b, 0.1, slots)
     add(slots, y, 0, x, a, b, 0.1)
-    assert torch.allclose(y.double(), expected, atol=0.1, rtol=0.02)
+    assert torch.allclose(y.double(), expected, atol=0.05, rtol=0.01)  # bfloat16 has eight bits
 
 
 def test_an_adapter_loaded_into_a_slot_after_the_matrices_were_laid_out_is_computed_with() -> None:

@@ -34,7 +34,8 @@ class FollowedConversation:
         No turns: ask about the conversation as it stands. `classifiers`: ask these from now on, () for all; `timeout`:
         seconds for this answer. Raises RpcError; after INVALID_ARGUMENT the turns are not part of the conversation,
         after any other code they are, and the conversation can be gone on with unless the call itself has ended. A
-        message that returned None and is refused is heard of when a later one is told: `RpcError.messages_ago`.
+        message that returned None and is refused is heard of when a later one is told, or on leaving:
+        `RpcError.messages_ago`.
         """
         before = self._classifiers
         if classifiers is not None:
@@ -50,10 +51,14 @@ class FollowedConversation:
             raise
 
     async def finish(self) -> None:
-        """Say no more. Raises RpcError for what ended the call before."""
+        """Say no more. Raises RpcError for what ended the call before, or for messages refused unheard of."""
         await self._call.done_writing()
-        while await self._read() is not grpc.aio.EOF:
-            pass
+        refused: RpcError | None = None
+        while (response := await self._read()) is not grpc.aio.EOF:
+            if response.HasField("status"):
+                refused = self._error_of(response, refused)
+        if refused is not None:
+            raise refused
 
     def _request(self, turns: Turns, timeout: float | None) -> pb.FollowRequest:
         """A message. It always names the classifiers: the server may have refused those before, with their names."""
@@ -87,13 +92,17 @@ class FollowedConversation:
             if (response := await self._read()) is grpc.aio.EOF:
                 raise RuntimeError("the server ended the conversation without an answer")
             if response.HasField("status"):
-                error = RpcError.of_status(response.status, self._messages - response.message)
-                error.__cause__, refused = refused, error
+                refused = self._error_of(response, refused)
             if response.message == self._messages:
                 if refused is not None:
                     raise refused
                 fan_out: pb.FanOutResponse = response.fan_out
                 return fan_out
+
+    def _error_of(self, response: pb.FollowResponse, earlier: RpcError | None) -> RpcError:
+        error = RpcError.of_status(response.status, self._messages - response.message)
+        error.__cause__ = earlier
+        return error
 
 
 class Ending:

@@ -163,6 +163,13 @@ async def test_the_refusal_of_an_agents_turn_is_raised_by_what_is_told_next(
     assert len(listener.heard[-1].turns) == 2
 
 
+async def test_the_refusal_of_the_last_message_is_raised_on_leaving(client: FantailClient) -> None:
+    with pytest.raises(RpcError) as failure:
+        async with client.follow(timeout=DEADLINE_S) as live:
+            await live.tell(BLANK_AGENT)
+    assert (failure.value.reason, failure.value.messages_ago) == ("ERROR_REASON_TEXT_MISSING", 0)
+
+
 async def test_errors_of_several_messages_are_raised_together(
     live: FollowedConversation, engine: HoldingEngine
 ) -> None:

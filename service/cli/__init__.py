@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from service.cli import adapters, serving
+from service.cli import adapters, plan, serving
 from service.client import RpcError
 from service.errors import FantailError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.add_typer(serving.commands)
 app.add_typer(adapters.commands)
+app.add_typer(plan.commands)
 
 
 def main() -> None:

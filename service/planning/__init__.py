@@ -1,0 +1,1 @@
+"""What serving costs before anything is served: arithmetic alone."""

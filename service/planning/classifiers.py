@@ -1,0 +1,71 @@
+"""Classifiers as far as they cost: what answers each, ranks and layers of adapters. Reads folders, but no weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.errors import RegistryError
+from service.planning.model_shape import read_object
+from service.registry.adapter import CONFIG_FILE, MAX_RANK
+from service.registry.folders import ADAPTER_FOLDER
+from service.registry.loader import classifier_folders
+
+
+@dataclass(frozen=True, slots=True)
+class Fan:
+    """Classifiers asked about one conversation, counted by what answers.
+
+    `activated`: adapters on the tail alone; `plain`: adapters on every token, each with a reading of its own;
+    `bare`: the model without an adapter, which shares its reading with the activated ones.
+    """
+
+    activated: int = 0
+    plain: int = 0
+    bare: int = 0
+
+    @property
+    def size(self) -> int:
+        return self.activated + self.plain + self.bare
+
+    @property
+    def readings(self) -> int:
+        """How often the conversation is computed."""
+        return self.plain + (1 if self.activated or self.bare else 0)
+
+    @property
+    def one(self) -> Fan:
+        """One of them, activated where any is."""
+        return Fan(activated=1) if self.activated else Fan(bare=1) if self.bare else Fan(plain=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """`ranks`: of each adapter; `modules`: names of the linear layers that any of them changes."""
+
+    fan: Fan
+    ranks: tuple[int, ...]
+    modules: frozenset[str]
+
+
+def read_classifiers(directory: Path, linears: frozenset[str]) -> Served:
+    """What the adapters' configurations say; without an adapter the base answers.
+
+    Raises StartError; RegistryError has the problems of all folders.
+    """
+    ranks, changed, problems, activated = [], set[str](), [], 0
+    folders = classifier_folders(directory)
+    for folder in (each for each in folders if (each / ADAPTER_FOLDER).is_dir()):
+        config = read_object(folder / ADAPTER_FOLDER / CONFIG_FILE)
+        rank, modules = config.get("r"), config.get("target_modules")
+        if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+            problems.append(f"{folder.name}: r is {rank!r}, not a whole number from 1 to {MAX_RANK}")
+        elif not isinstance(modules, list) or not modules or not linears.issuperset(map(str, modules)):
+            problems.append(f"{folder.name}: target_modules is {modules!r}; what can be planned is {sorted(linears)}")
+        else:
+            ranks.append(rank)
+            changed.update(modules)
+            activated += bool(config.get("alora_invocation_tokens"))
+    if problems:
+        raise RegistryError(problems)
+    return Served(Fan(activated, len(ranks) - activated, len(folders) - len(ranks)), tuple(ranks), frozenset(changed))

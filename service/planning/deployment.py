@@ -1,0 +1,129 @@
+"""What is planned: a base model's shape, the classifiers on it, a machine, and how vLLM lays memory out for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.engine.hardware import CPU_KV_SHARE, GIB, MAX_CPU_KV_GIB
+from service.engine.launch import RANK_SLOTS
+from service.planning.classifiers import Served
+from service.planning.model_shape import ModelShape
+from service.prompt.format import MAX_TAIL_TOKENS, PREFIX_MULTIPLE
+
+NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What computes. `memory_bytes`: of the GPU, or free main memory; `operations_per_s`, `memory_bytes_per_s`: what it
+    sustains; `call_s`: spent on each call beside arithmetic; `runtime_bytes`: of processes and libraries, an allowance.
+    """
+
+    gpu: bool
+    memory_bytes: float
+    operations_per_s: float
+    memory_bytes_per_s: float
+    call_s: float
+    runtime_bytes: float
+    price_per_hour: float
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes by part. `adapters`: their copies in main memory, which a GPU's memory does not hold; `step`: of what one
+    step computes, before it is thrown away."""
+
+    weights: int
+    slots: int
+    adapters: int
+    step: int
+    runtime: int
+    kv: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """`tail_tokens`: invocation and words; `calls_per_s`: fan-outs asked for; `context_tokens` and what follows: the
+    settings of these names."""
+
+    shape: ModelShape
+    machine: Machine
+    served: Served
+    dtype: str
+    tail_tokens: int
+    calls_per_s: float
+    context_tokens: int
+    slots: int | None = None
+    spare_adapters: int = 0
+    max_rank: int | None = None
+    step_tokens: int = 2048
+    concurrent_sequences: int = 256
+    kv_gib: float | None = None
+    gpu_memory_share: float = 0.9
+
+    @property
+    def number_bytes(self) -> int:
+        """Of a number of weights and KV."""
+        return NUMBER_BYTES[self.dtype]
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Of an adapter's number: the CPU kernel multiplies by adapters in float32 whatever the base is computed in."""
+        return self.number_bytes if self.machine.gpu else 4
+
+    @property
+    def kv_token_bytes(self) -> int:
+        return self.shape.kv_numbers_per_token * self.number_bytes
+
+    @property
+    def max_served_rank(self) -> int:
+        """Of adapters now and later; 0 without adapters, when vLLM has no slots."""
+        return max(*self.served.ranks, self.max_rank or 1) if self.served.ranks else 0
+
+    @property
+    def slot_rank(self) -> int:
+        """The rank that every slot has room for."""
+        return slot_rank_of(self.max_served_rank)
+
+    @property
+    def slot_parameters(self) -> int:
+        return self.shape.lora_parameters(self.slot_rank, self.shape.slot_modules(self.served.modules))
+
+    @property
+    def slot_count(self) -> int:
+        """How many adapters can be computed with at once: all, and the spare ones, unless `slots` says fewer."""
+        room = len(self.served.ranks) + self.spare_adapters if self.served.ranks else 0
+        return min(self.slots or room, room)
+
+    @property
+    def max_prefix_tokens(self) -> int:
+        """Of a conversation; a longer one loses its oldest turns."""
+        return (self.context_tokens - 1 - MAX_TAIL_TOKENS) // PREFIX_MULTIPLE * PREFIX_MULTIPLE
+
+    @property
+    def memory(self) -> Memory:
+        """KV gets what is left of a GPU; on a CPU what the server would take, as far as that is left."""
+        machine, shape = self.machine, self.shape
+        ranks = sum(self.served.ranks) + self.spare_adapters * self.max_served_rank
+        per_token = (4 * shape.hidden + 3 * shape.intermediate) * self.number_bytes  # the widest layer's activations
+        per_sequence = 2 * 4 * shape.vocabulary  # logits and their logprobs, float32
+        weights = shape.parameters * self.number_bytes
+        slots = self.slot_count * self.slot_parameters * self.adapter_bytes
+        adapters = shape.lora_parameters(ranks, self.served.modules) * self.adapter_bytes
+        step = self.step_tokens * per_token + self.concurrent_sequences * per_sequence
+        left = machine.memory_bytes - weights - slots - step - machine.runtime_bytes
+        if machine.gpu:
+            kv = left - (1 - self.gpu_memory_share) * machine.memory_bytes
+        else:
+            kv = min(self.wanted_kv_bytes, left - adapters)
+        return Memory(weights, slots, adapters, step, int(machine.runtime_bytes), max(0, int(kv)))
+
+    @property
+    def wanted_kv_bytes(self) -> float:
+        """What the server takes on a CPU when there is room."""
+        return (self.kv_gib or min(MAX_CPU_KV_GIB, self.machine.memory_bytes / GIB * CPU_KV_SHARE)) * GIB
+
+
+def slot_rank_of(rank: int) -> int:
+    """The rank that vLLM gives every slot when `rank` is the largest; 0 for 0."""
+    return next(slot for slot in (0, *RANK_SLOTS) if slot >= rank)

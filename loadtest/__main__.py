@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.outcome import Outcome, seconds
+from loadtest.outcome import Outcome, milliseconds
 from loadtest.profile import Profile, ProfileError, load_profile
 from loadtest.report import write_report
 from loadtest.run import Target, duration_s, is_generator_the_limit, knee, sweep
@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="equal seeds give equal calls")
     parser.add_argument("--output", type=Path, default=Path("loadtest-report"), help="folder for JSON and HTML")
     options = parser.parse_args()
+    if min(options.rate, default=1.0) <= 0 or options.processes < 1:
+        parser.error("rates and the number of processes are positive")
     path = Path(options.profile)
     path = path if path.is_file() else PROFILES / f"{options.profile}.toml"
     try:
@@ -83,7 +85,7 @@ def show(facts: dict[str, str], runs: list[tuple[float, Outcome]], console: Cons
     for column in ("offered / s", "goodput / s", "p50 ms", "p95 ms", "p99 ms", "turned away", "tokens reused"):
         table.add_column(column, justify="right")
     for rate, outcome in runs:
-        percentiles = (f"{1000 * seconds(outcome.latency, percentile):.0f}" for percentile in (50, 95, 99))
+        percentiles = (milliseconds(outcome.latency, percentile) for percentile in (50, 95, 99))
         shares = (f"{outcome.shed_share:.1%}", f"{outcome.reused_share:.1%}")
         table.add_row(f"{rate:.2f}", f"{outcome.goodput:.2f}", *percentiles, *shares)
         if is_generator_the_limit(outcome):

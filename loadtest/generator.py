@@ -60,6 +60,9 @@ async def _send(client: FantailClient, profile: Profile, call: Call, due: float,
     counted = call.at_s >= profile.warm_up_s
     late = time.perf_counter() - due > LATE_SEND_S
     status, response = await _ask(client, profile, call, due)
+    latency_s = time.perf_counter() - due
+    if response is not None and latency_s > profile.deadline_s:
+        status, response = "DEADLINE_EXCEEDED", None  # gRPC keeps deadlines to some milliseconds only
     if not counted:
         return
     outcome.sent += 1
@@ -68,12 +71,12 @@ async def _send(client: FantailClient, profile: Profile, call: Call, due: float,
     if response is not None:
         durations = {stage: getattr(response.durations, stage).ToNanoseconds() / 1e9 for stage in STAGES}
         usage = response.usage
-        outcome.answered(time.perf_counter() - due, durations, usage.computed_tokens, usage.reused_tokens)
+        outcome.answered(latency_s, durations, usage.computed_tokens, usage.reused_tokens)
 
 
 async def _ask(client: FantailClient, profile: Profile, call: Call, due: float) -> tuple[str, Any]:
     """How a call ended, and its response where there is one. Its deadline too counts from when it was due."""
-    timeout = max(0.001, due + profile.deadline_s - time.perf_counter())
+    timeout = due + profile.deadline_s - time.perf_counter()
     try:
         if call.classifiers:
             return GOOD, await client.classify(cast(Any, call.turns), call.classifiers[0], timeout=timeout)

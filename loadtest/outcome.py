@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,8 +24,13 @@ def new_histogram() -> HdrHistogram:
 
 
 def seconds(histogram: HdrHistogram, percentile: float) -> float:
-    """A percentile in seconds."""
-    return float(histogram.get_value_at_percentile(percentile)) / 1e6
+    """A percentile in seconds; nan where nothing was recorded."""
+    return float(histogram.get_value_at_percentile(percentile)) / 1e6 if histogram.get_total_count() else math.nan
+
+
+def milliseconds(histogram: HdrHistogram, percentile: float) -> str:
+    """A percentile to be read; a dash where nothing was recorded."""
+    return f"{1000 * seconds(histogram, percentile):.0f}" if histogram.get_total_count() else "–"
 
 
 @dataclass(slots=True)
@@ -82,7 +88,7 @@ class Outcome:
             histogram.add(other.stages[stage])
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, the histograms in HdrHistogram's own compressed form beside the usual percentiles."""
+        """Everything, the histograms in HdrHistogram's own compressed form beside the usual percentiles, if any."""
         return {
             "steady_s": self.steady_s,
             "sent": self.sent,
@@ -91,7 +97,11 @@ class Outcome:
             "tokens": dict(self.tokens),
             "offered_rate": self.offered_rate,
             "goodput": self.goodput,
-            "latency_s": {f"p{percentile:g}": seconds(self.latency, percentile) for percentile in PERCENTILES},
+            "latency_s": {
+                f"p{percentile:g}": seconds(self.latency, percentile)
+                for percentile in PERCENTILES
+                if self.latency.get_total_count()
+            },
             "latency": self.latency.encode().decode(),
             "stages": {stage: histogram.encode().decode() for stage, histogram in self.stages.items()},
         }

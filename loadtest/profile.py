@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -49,7 +50,7 @@ def load_profile(path: Path) -> Profile:
     """Read a profile. Raises ProfileError with what is wrong."""
     try:
         value = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ProfileError(f"{path}: {error}") from error
     known = {field.name for field in fields(Profile)} - {"name"}
     if unknown := sorted(set(value) - known):
@@ -57,9 +58,10 @@ def load_profile(path: Path) -> Profile:
     try:
         lengths = tuple(Length(**each) for each in value.pop("lengths"))
         profile = Profile(path.stem, lengths, **value)
+        _require_sense(profile, path)
     except (KeyError, TypeError) as error:
-        raise ProfileError(f"{path}: lengths are tables of tokens and weight, every other key is a number") from error
-    _require_sense(profile, path)
+        shape = "lengths are tables of tokens and weight, arrivals and trace are texts, every other key is a number"
+        raise ProfileError(f"{path}: {shape}") from error
     return profile
 
 
@@ -69,12 +71,23 @@ def _require_sense(profile: Profile, path: Path) -> None:
         problems.append(f"arrivals is one of {', '.join(ARRIVALS)}")
     if (profile.arrivals == "trace") != bool(profile.trace):
         problems.append("a trace file is given for arrivals = 'trace', and only then")
-    if not profile.lengths or any(each.tokens < 1 or each.weight <= 0 for each in profile.lengths):
-        problems.append("each length has at least one token and a positive weight")
+    if profile.trace and not Path(profile.trace).is_file():
+        problems.append(f"there is no trace file {profile.trace}")
+    if not profile.lengths or not all(map(_is_length, profile.lengths)):
+        problems.append("each length has a whole number of tokens, one at least, and a positive weight")
     problems += [f"{name} is a share from 0 to 1" for name in ("follow_ups", "fan_out") if not _is_share(profile, name)]
-    problems += [f"{name} is positive" for name in ("deadline_s", "steady_s") if not getattr(profile, name) > 0]
+    problems += [
+        f"{name} is above 0" for name in ("deadline_s", "steady_s") if not 0 < getattr(profile, name) < math.inf
+    ]
+    problems += [
+        f"{name} is not below 0" for name in ("warm_up_s", "skew") if not 0 <= getattr(profile, name) < math.inf
+    ]
     if problems:
         raise ProfileError(f"{path}: {'; '.join(problems)}")
+
+
+def _is_length(length: Length) -> bool:
+    return isinstance(length.tokens, int) and length.tokens >= 1 and 0 < length.weight < math.inf
 
 
 def _is_share(profile: Profile, name: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest.outcome import PERCENTILES, STAGES, Outcome, seconds
+from loadtest.outcome import PERCENTILES, STAGES, Outcome, milliseconds, seconds
 from loadtest.run import is_generator_the_limit, knee
 
 Runs = Sequence[tuple[float, Outcome]]
@@ -52,7 +52,7 @@ def _row(rate: float, outcome: Outcome) -> dict[str, Any]:
         "rate": f"{rate:.2f}",
         "sent": outcome.sent,
         "goodput": f"{outcome.goodput:.2f}",
-        "latency": [f"{1000 * seconds(outcome.latency, percentile):.0f}" for percentile in PERCENTILES],
+        "latency": [milliseconds(outcome.latency, percentile) for percentile in PERCENTILES],
         "shed": f"{outcome.shed_share:.1%}",
         "reused": f"{outcome.reused_share:.1%}",
         "statuses": ", ".join(f"{count} {status}" for status, count in outcome.by_status.most_common()),
@@ -98,8 +98,8 @@ def _distribution(runs: Runs) -> Any:
     for rate, outcome in runs:
         values = [1000 * seconds(outcome.latency, place) for place in places]
         axes.plot(range(len(places)), values, label=f"{rate:.1f} a second")
+    axes.set_yscale("log")  # before the ticks, or matplotlib refuses to draw where nothing was answered
     axes.set_xticks(range(len(places)), [f"{place:g}" for place in places])
-    axes.set_yscale("log")
     axes.legend(fontsize=7)
     return figure
 

@@ -62,10 +62,13 @@ async def run(profile_path: Path, target: Target, rate: float, seed: int, proces
 async def sweep(
     profile_path: Path, target: Target, rates: Sequence[float], seed: int, processes: int
 ) -> AsyncIterator[tuple[float, Outcome]]:
-    """A run at each rate; without rates, at growing ones until half of what is offered is not answered."""
+    """A run at each rate; without rates, at growing ones until half of what is offered is not answered.
+
+    Each run has a seed of its own, so that none finds its conversations in the prefix cache.
+    """
     if rates:
-        for rate in rates:
-            yield rate, await run(profile_path, target, rate, seed, processes)
+        for step, rate in enumerate(rates):
+            yield rate, await run(profile_path, target, rate, seed + step, processes)
         return
     rate = await first_rate(target)
     for step in range(MOST_STEPS):
@@ -87,7 +90,7 @@ async def first_rate(target: Target) -> float:
 
 def knee(runs: Sequence[tuple[float, Outcome]]) -> tuple[float, Outcome] | None:
     """The highest rate that was answered well; None when none was."""
-    good = [each for each in runs if each[1].goodput >= KNEE_SHARE * each[1].offered_rate]
+    good = [each for each in runs if 0 < KNEE_SHARE * each[1].offered_rate <= each[1].goodput]
     return max(good, key=lambda each: each[0], default=None)
 
 

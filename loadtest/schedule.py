@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -58,8 +59,8 @@ def _read_trace(path: Path) -> list[float]:
         times = sorted(float(line) for line in path.read_text(encoding="utf-8").split())
     except (OSError, ValueError) as error:
         raise ProfileError(f"{path} is not a file of numbers: {error}") from error
-    if len(times) < 2 or times[0] == times[-1]:
-        raise ProfileError(f"{path} has fewer than two arrivals")
+    if not all(map(math.isfinite, times)) or len(times) < 2 or times[0] == times[-1]:
+        raise ProfileError(f"{path} does not hold two different moments or more")
     return [at - times[0] for at in times]
 
 

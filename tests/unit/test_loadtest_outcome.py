@@ -1,0 +1,134 @@
+"""What became of a run's calls: merged without loss, kept as JSON, and what each figure counts."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from typing import Any
+
+import pytest
+
+from loadtest.outcome import GOOD, STAGES, Outcome, merged, milliseconds, new_histogram, seconds
+from tests.traffic import outcome
+
+DIGITS = 1e-3
+TEN_MINUTES_S = 600
+
+
+def recorded(shares: int) -> list[Outcome]:
+    """The same answers of a run, dealt to so many generators."""
+    rng = random.Random(5)
+    made = [Outcome(steady_s=10.0) for _ in range(shares)]
+    for number in range(600):
+        each = made[number % shares]
+        each.sent += 1
+        each.late_sends += number % 7 == 0
+        each.by_status[rng.choice(["OK", "OK", "OK", "PARTLY", "RESOURCE_EXHAUSTED"])] += 1
+        each.answered(
+            rng.expovariate(3), {stage: rng.random() for stage in STAGES}, rng.randrange(200), rng.randrange(400)
+        )
+    return made
+
+
+def as_json(value: Outcome) -> dict[str, Any]:
+    """Through its text, which is strict JSON."""
+    found: dict[str, Any] = json.loads(json.dumps(value.to_json(), allow_nan=False))
+    return found
+
+
+@pytest.mark.parametrize("shares", [2, 3, 7])
+def test_what_several_generators_recorded_is_what_one_would_have_recorded(shares: int) -> None:
+    (alone,) = recorded(1)
+    assert as_json(merged(recorded(shares))) == as_json(alone)
+
+
+def test_what_was_recorded_alone_stays_as_it_is() -> None:
+    assert as_json(merged(recorded(1))) == as_json(recorded(1)[0])
+
+
+def test_an_outcome_comes_back_from_json_whole() -> None:
+    (before,) = recorded(1)
+    assert as_json(Outcome.from_json(as_json(before))) == as_json(before)
+
+
+@pytest.mark.parametrize("percentile", [0.0, 50.0, 99.0, 99.9, 100.0])
+@pytest.mark.parametrize("name", ["latency", *STAGES])
+def test_a_histogram_comes_back_from_json_with_every_percentile(name: str, percentile: float) -> None:
+    (before,) = recorded(1)
+    after = Outcome.from_json(as_json(before))
+    histograms = [each.latency if name == "latency" else each.stages[name] for each in (before, after)]
+    assert seconds(histograms[0], percentile) == seconds(histograms[1], percentile)
+
+
+def test_outcomes_are_merged_after_they_came_back_from_json() -> None:
+    parts = [Outcome.from_json(as_json(part)) for part in recorded(3)]
+    assert as_json(merged(parts)) == as_json(merged(recorded(3)))
+
+
+@pytest.mark.parametrize("latency_s", [0.000_001, 0.0123, 1.0, 59.9])
+def test_a_latency_is_kept_to_three_digits(latency_s: float) -> None:
+    assert seconds(outcome(latency_s, OK=1).latency, 50) == pytest.approx(latency_s, rel=DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("latency_s", "kept_s"), [(0.0, 1e-6), (-0.5, 1e-6), (TEN_MINUTES_S, TEN_MINUTES_S), (9000.0, TEN_MINUTES_S)]
+)
+def test_a_latency_beyond_the_histogram_is_kept_at_its_edge(latency_s: float, kept_s: float) -> None:
+    assert seconds(outcome(latency_s, OK=1).latency, 50) == pytest.approx(kept_s, rel=DIGITS)
+
+
+def test_percentiles_are_those_of_all_answers() -> None:
+    run = Outcome(steady_s=10.0)
+    for number in range(1, 1001):
+        run.answered(number / 1000, {}, 0, 0)
+    assert as_json(run)["latency_s"] == pytest.approx(
+        {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}, rel=2 * DIGITS
+    )
+
+
+def test_goodput_is_the_whole_answers_a_second() -> None:
+    found = outcome(OK=30, PARTLY=20, DEADLINE_EXCEEDED=15, RESOURCE_EXHAUSTED=25, UNAVAILABLE=10)
+    assert (found.offered_rate, found.goodput) == (10.0, 3.0)
+
+
+@pytest.mark.parametrize("status", ["PARTLY", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL"])
+def test_what_ended_otherwise_is_no_goodput(status: str) -> None:
+    assert outcome(**{status: 10}).goodput == 0
+
+
+def test_the_shed_share_is_of_all_calls() -> None:
+    assert outcome(OK=30, PARTLY=20, RESOURCE_EXHAUSTED=25, UNAVAILABLE=25).shed_share == 0.25
+
+
+def test_the_reused_share_is_of_all_tokens() -> None:
+    assert outcome(OK=3).reused_share == 0.6
+
+
+def test_a_run_without_calls_has_shares_of_nothing() -> None:
+    empty = outcome()
+    assert (empty.offered_rate, empty.goodput, empty.shed_share, empty.reused_share) == (0, 0, 0, 0)
+
+
+def test_where_nothing_was_answered_there_is_no_latency() -> None:
+    silent = outcome(UNAVAILABLE=3)
+    assert math.isnan(seconds(silent.latency, 50))
+    assert milliseconds(silent.latency, 50) == "–"
+    assert as_json(silent)["latency_s"] == {}
+
+
+def test_an_outcome_without_answers_comes_back_from_json() -> None:
+    after = Outcome.from_json(as_json(outcome(UNAVAILABLE=3)))
+    assert (after.sent, after.by_status, after.latency.get_total_count()) == (3, {"UNAVAILABLE": 3}, 0)
+
+
+def test_a_latency_is_read_in_milliseconds() -> None:
+    histogram = new_histogram()
+    histogram.record_value(250_000)
+    assert milliseconds(histogram, 99) == "250"
+
+
+def test_statuses_that_never_occurred_count_nothing() -> None:
+    found = outcome(UNAVAILABLE=1)
+    assert found.by_status[GOOD] == 0
+    assert as_json(found)["by_status"] == {"UNAVAILABLE": 1}

@@ -1,12 +1,14 @@
 """What was tried: trains all classifiers under one change after another and measures each on the dev split.
 
-`python tools/tune.py` goes on where it was interrupted. Results gather in `classifiers/tuning.json`, from which the
-table in `classifiers/TUNING.md` is written. Nothing here replaces a shipped adapter.
+`python tools/tune.py [GROUP…]` tries all of them, or some groups, and goes on where it was interrupted. Results
+gather in `classifiers/tuning.json`, from which the table in `classifiers/TUNING.md` is written. Nothing here replaces a
+shipped adapter.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -193,6 +195,7 @@ line break as filler. The seeds under "as shipped" show what is noise. Written b
 
 
 def main() -> None:
+    groups = sys.argv[1:]
     settings = load_settings()
     prompting = load_prompting(settings)
     tasks = load_tasks(settings.classifiers, [], prompting.tokenizer)
@@ -205,7 +208,7 @@ def main() -> None:
     tuning = Tuning(prompting, prompt_format, tasks, wanted, cache_folder() / "tune", console)
     for variant in VARIANTS:
         key = f"{variant.group}: {variant.name}"
-        if key not in results:
+        if key not in results and (not groups or variant.group in groups):
             results[key] = tuning.measure(variant)
             write_whole(path, json.dumps(results, indent=1) + "\n")
     facts = {name: getattr(SHIPPED, name) for name in ("rank", "learning_rate", "epochs", "dropout")}

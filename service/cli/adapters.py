@@ -41,7 +41,7 @@ def new(
     prompting = load_prompting(settings)
     labels = _labels(label or ["yes", "no"])
     with new_folder(settings.classifiers, name) as folder:
-        text = manifest_text(name, description, words or f"{name.replace('_', ' ')}?", labels)
+        text = manifest_text(name, description, words or f" {name.replace('_', ' ')}?", labels)
         (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
         require_valid(prompting, folder)
     console.print(

@@ -17,10 +17,10 @@ from service.errors import ConfigurationError
 commands = typer.Typer()
 
 DEFAULTS = {
-    "cpu": {"memory": 16.0, "tflops": 0.11, "bandwidth": 20.0, "call-ms": 145.0, "price": 0.1, "runtime": 1.5},
+    "cpu": {"memory": 16.0, "tflops": 0.35, "bandwidth": 20.0, "call-ms": 35.0, "price": 0.1, "runtime": 1.5},
     "gpu": {"memory": 22.5, "tflops": 35.0, "bandwidth": 480.0, "call-ms": 10.0, "price": 1.0, "runtime": 0.7},
 }
-"""CPU: arithmetic and time per call are fitted to `make bench` on two cores at commit f02aa77, the others assumed. GPU:
+"""CPU: arithmetic and time per call are fitted to `python -m loadtest.limit` on two cores, the others assumed. GPU:
 assumed for a card of 24 GB, of which 22.5 GiB are seen: half of 70 TFLOP/s and four fifths of 600 GB/s."""
 
 VLLM_STEP_TOKENS = 2048
@@ -41,12 +41,12 @@ def plan(
         Literal["auto", "float32", "bfloat16", "float16"] | None, typer.Option(help="Default FANTAIL_DTYPE.")
     ] = None,
     memory: Annotated[float | None, typer.Option(help="GiB, of the GPU or free; default 22.5 or 16.")] = None,
-    tflops: Annotated[float | None, typer.Option(help="Sustained, not a data sheet's; default 35 or 0.11.")] = None,
+    tflops: Annotated[float | None, typer.Option(help="Sustained, not a data sheet's; default 35 or 0.35.")] = None,
     bandwidth: Annotated[float | None, typer.Option(help="Of memory, GB/s; default 480 or 20.")] = None,
-    call_ms: Annotated[float | None, typer.Option(help="Of a call beside arithmetic; default 10 or 145.")] = None,
+    call_ms: Annotated[float | None, typer.Option(help="Of a call beside arithmetic; default 10 or 35.")] = None,
     price: Annotated[float | None, typer.Option(help="Of a machine's hour; default 1 or 0.1.")] = None,
     tokens: Annotated[list[int], typer.Option(min=1, help="Length of conversations; repeatable.")] = [320, 2000],  # noqa: B006
-    tail: Annotated[int, typer.Option(min=1, max=64, help="Tokens of invocation and words.")] = 7,
+    tail: Annotated[int, typer.Option(min=1, max=64, help="Tokens of invocation and words.")] = 3,
     calls_per_second: Annotated[float, typer.Option(help="Fan-outs asked for.")] = 0.5,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:

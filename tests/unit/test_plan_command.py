@@ -105,7 +105,6 @@ def test_classifiers_are_counted_by_what_answers_them(tmp_path: Path) -> None:
         ({"target_modules": ["lm_head"]}, "q_proj"),
         ({"target_modules": [["q_proj"]]}, "target_modules is [["),
     ],
-    ids=str,
 )
 def test_adapters_that_cannot_be_planned_are_all_named(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
     for name in ("one", "two"):

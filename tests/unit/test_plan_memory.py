@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 
+from service.cli.plan import DEFAULTS
 from service.planning.deployment import Machine
 from service.planning.plan import make_plan
 from tests.unit.planned import CPU, GPU, LLAMA_8B, MISTRAL_7B, deployment
@@ -35,6 +36,14 @@ def test_a_7b_on_24_gb_holds_30_to_40_conversations_only_when_they_are_a_third_o
 def test_published_sizes_of_adapters_are_their_numbers_of_parameters(rank: int, published: float) -> None:
     shape = deployment(LLAMA_8B).shape
     assert shape.lora_parameters(rank, shape.linears) == pytest.approx(published, rel=0.02)
+
+
+@pytest.mark.parametrize(("adapters", "measured"), [(16, 3.56), (64, 3.84), (128, 4.15), (200, 4.51)])
+def test_memory_is_what_a_server_was_seen_to_hold(adapters: int, measured: float) -> None:
+    """`python -m loadtest.growth memory`: resident GiB with sixteen slots and 1 GiB of KV."""
+    machine = replace(CPU, runtime_bytes=DEFAULTS["cpu"]["runtime"] * GIB)
+    memory = deployment(machine=machine, ranks=(4,) * adapters, slots=16, kv_gib=1.0).memory
+    assert sum(astuple(memory)) / GIB == pytest.approx(measured, rel=0.1)
 
 
 def test_a_small_model_on_a_cpu() -> None:

@@ -1,0 +1,139 @@
+"""`python -m loadtest.limit`: what a fan-out needs by count, beside what it takes and what the machine could do.
+
+The count is that of `fantail plan`, the rate that of large matrix products on the same cores between two measurements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from loadtest.baselines.worker import Worker
+from loadtest.contestants import CALL_SECONDS, CLASSIFIERS, base_model
+from loadtest.conversations import conversation
+from loadtest.server import ROOT, commit, fresh_server, machine
+from service.client import FantailClient
+
+TAIL_TOKENS = 3
+
+
+@dataclass(slots=True)
+class Taken:
+    """Of one length: prefix tokens that were computed; seconds of one classification, of a fan-out by the client's
+    clock and by the engine's, and of the same fan-out again; operations a second of large matrices, between them."""
+
+    prefix: list[int] = field(default_factory=list)
+    one: list[float] = field(default_factory=list)
+    fan_out: list[float] = field(default_factory=list)
+    engine: list[float] = field(default_factory=list)
+    again: list[float] = field(default_factory=list)
+    rate: list[float] = field(default_factory=list)
+
+    def medians(self) -> dict[str, float]:
+        return {name: statistics.median(getattr(self, name)) for name in self.__slots__}
+
+
+async def measure(client: FantailClient, rate: Worker, tokens: int, number: int, taken: Taken) -> None:
+    """One round."""
+    name = (await client.list_classifiers(timeout=CALL_SECONDS))[0].name
+    began = time.perf_counter()
+    await client.classify(conversation(tokens, f"one {tokens} {number}"), name, timeout=CALL_SECONDS)  # type: ignore[arg-type]
+    taken.one.append(time.perf_counter() - began)
+    turns = conversation(tokens, f"fan {tokens} {number}")
+    began = time.perf_counter()
+    reply = await client.fan_out(turns, timeout=CALL_SECONDS)  # type: ignore[arg-type]
+    taken.fan_out.append(time.perf_counter() - began)
+    taken.engine.append(reply.durations.engine.ToTimedelta().total_seconds())
+    taken.prefix.append(reply.usage.computed_tokens - TAIL_TOKENS * len(reply.results))
+    began = time.perf_counter()
+    await client.fan_out(turns, timeout=CALL_SECONDS)  # type: ignore[arg-type]
+    taken.again.append(time.perf_counter() - began)
+    taken.rate.append((await asyncio.to_thread(rate.ask, []))[1][0][0])
+
+
+def counted(prefix_tokens: int) -> dict[str, Any]:
+    """What `fantail plan` counts for a fan-out of all classifiers over so many tokens."""
+    command = [sys.executable, "-m", "service", "plan", "--json", "--tokens", str(prefix_tokens)]
+    command += ["--tail", str(TAIL_TOKENS)]
+    plan = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+    found: dict[str, Any] = plan["lengths"][0]["fan_out"]
+    return found
+
+
+def show(found: dict[int, Taken], console: Console) -> None:
+    table = Table(title=f"{machine()} · {commit()} · medians")
+    table.add_column("")
+    for tokens, taken in found.items():
+        table.add_column(f"{tokens:,} tokens ({len(taken.one)})", justify="right")
+    columns = []
+    for taken in found.values():
+        m = taken.medians()
+        work = counted(int(m["prefix"]))
+        operations = sum(work[part] for part in ("prefix", "tails", "adapters", "attention", "head"))
+        reached = operations / m["engine"]
+        columns.append(
+            {
+                "GFLOP: prefix": work["prefix"] / 1e9,
+                "GFLOP: tails and their adapters": (work["tails"] + work["adapters"]) / 1e9,
+                "GFLOP: attention": work["attention"] / 1e9,
+                "GFLOP: head": work["head"] / 1e9,
+                "GB from memory": work["memory_bytes"] / 1e9,
+                "one classification, ms": 1000 * m["one"],
+                "fan-out, ms": 1000 * m["fan_out"],
+                "of which engine, ms": 1000 * m["engine"],
+                "the same fan-out again, ms": 1000 * m["again"],
+                "fan-out / one": m["fan_out"] / m["one"],
+                "service and gRPC, % of the fan-out": 100 * (1 - m["engine"] / m["fan_out"]),
+                "GFLOP/s reached": reached / 1e9,
+                "GFLOP/s of large matrices": m["rate"] / 1e9,
+                "reached, % of these": 100 * reached / m["rate"],
+            }
+        )
+    for row in columns[0]:
+        table.add_row(row, *(f"{column[row]:.2f}" for column in columns))
+    console.print(table)
+
+
+async def run(options: argparse.Namespace, console: Console) -> None:
+    found = {length: Taken() for length in options.lengths}
+    async with contextlib.AsyncExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fantail-limit-")))
+        rate = stack.enter_context(
+            Worker("loadtest.baselines.matrix_rate", base_model(), CLASSIFIERS, scratch / "rate.log")
+        )
+        address = await stack.enter_async_context(fresh_server(scratch / "server.log"))
+        client = await stack.enter_async_context(FantailClient(address))
+        for tokens in (60, 1000):
+            await client.fan_out(conversation(tokens, f"warm-up {tokens}"), timeout=CALL_SECONDS)  # type: ignore[arg-type]
+        with Progress(console=console) as progress:
+            bar = progress.add_task("measuring", total=options.rounds * len(found))
+            for number in range(options.rounds):
+                for tokens, taken in found.items():
+                    await measure(client, rate, tokens, number, taken)
+                    progress.advance(bar)
+    show(found, console)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.limit", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--lengths", type=int, nargs="+", default=(100, 320, 1000, 2000), help="tokens of conversation")
+    asyncio.run(run(parser.parse_args(), Console(width=None if sys.stdout.isatty() else 120)))
+
+
+if __name__ == "__main__":
+    main()

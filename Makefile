@@ -47,7 +47,7 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/python tools/readme.py
 
-bench: .venv/installed  ## the fan-out beside one classification, PEFT and stock vLLM, in one alternating run
+bench: .venv/installed  ## the fan-out beside PEFT, stock vLLM, a merged model and MiniLM, in one alternating run
 	$(BIN)/python -m loadtest.bench
 
 loadtest: .venv/installed  ## a fresh server under growing load, open loop; prints a table, writes loadtest-report/report.html

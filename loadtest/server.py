@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from service.client import FantailClient
@@ -19,12 +20,25 @@ ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 600
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that runs: where it listens, and its first process."""
+
+    address: str
+    pid: int
+
+
 @contextlib.asynccontextmanager
 async def fresh_server(log: Path, **settings: str) -> AsyncIterator[str]:
     """Start a server on a free port, yield its address once it serves, stop it at the end. `log`: what it says."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    async with started_server(log, **settings) as server:
+        yield server.address
+
+
+@contextlib.asynccontextmanager
+async def started_server(log: Path, **settings: str) -> AsyncIterator[Server]:
+    """The same, with its process."""
+    address = f"127.0.0.1:{free_port()}"
     with log.open("wb") as output:
         server = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "service", "serve"),
@@ -36,10 +50,17 @@ async def fresh_server(log: Path, **settings: str) -> AsyncIterator[str]:
         try:
             async with FantailClient(address) as client, asyncio.timeout(START_SECONDS):
                 await client.wait_until_serving()
-            yield address
+            yield Server(address, server.pid)
         finally:
             server.send_signal(signal.SIGTERM)
             await server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def machine() -> str:

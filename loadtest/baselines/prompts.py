@@ -16,11 +16,13 @@ PREFIX_MULTIPLE = 32
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A classifier with an adapter: its folder, tail and label tokens."""
+    """A classifier with an adapter: its folder and rank, its tail, its labels and their tokens."""
 
     name: str
     adapter: Path
+    rank: int
     tail: list[int]
+    labels: tuple[str, ...]
     label_ids: list[int]
 
 
@@ -45,9 +47,14 @@ class Prompts:
 
     def _task(self, folder: Path) -> Task:
         manifest = tomllib.loads((folder / "classifier.toml").read_text(encoding="utf-8"))
-        tail = self._encode(self._format["invocation"]) + self._encode(manifest["words"])
+        adapter = folder / "adapter"
         return Task(
-            folder.name, folder / "adapter", tail, [self._encode(text)[0] for text in manifest["labels"].values()]
+            name=folder.name,
+            adapter=adapter,
+            rank=json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"],
+            tail=self._encode(self._format["invocation"]) + self._encode(manifest["words"]),
+            labels=tuple(manifest["labels"]),
+            label_ids=[self._encode(text)[0] for text in manifest["labels"].values()],
         )
 
     def _encode(self, text: str) -> list[int]:
@@ -55,7 +62,7 @@ class Prompts:
 
 
 def plain_copy(adapter: Path, target: Path) -> Path:
-    """The same weights as a plain LoRA, which is all that stock vLLM accepts."""
+    """The same weights as a plain LoRA: stock vLLM accepts nothing else, and nothing else can be merged into a base."""
     shutil.copytree(adapter, target)
     path = target / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"alora_invocation_tokens": None}

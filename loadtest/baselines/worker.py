@@ -8,40 +8,55 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 Classify = Callable[[Sequence[Sequence[str]]], list[list[float]]]
+"""(role, text) turns to each classifier's label probabilities, classifiers by name."""
+
+STOP_SECONDS = 30
 
 
-def run_worker(start: Callable[[Path, Path], Classify]) -> None:
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A baseline that is ready. `remark`: what its start has found out and a reader of the figures should know."""
+
+    classify: Classify
+    remark: str = ""
+
+
+def run_worker(start: Callable[[Path, Path], Baseline]) -> None:
     """Main of a baseline. Arguments: model folder, classifiers folder."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries print to standard output; only replies may
-    classify = start(Path(sys.argv[1]), Path(sys.argv[2]))
-    print(json.dumps("ready"), file=replies)
+    baseline = start(Path(sys.argv[1]), Path(sys.argv[2]))
+    print(json.dumps({"remark": baseline.remark}), file=replies)
     for line in sys.stdin:
         began = time.perf_counter()
-        answers = classify(json.loads(line))
+        answers = baseline.classify(json.loads(line))
         print(json.dumps({"seconds": time.perf_counter() - began, "answers": answers}), file=replies)
 
 
 class Worker:
-    """The other end: starts a baseline and asks it. `variables`: added to its environment."""
+    """The other end: starts a baseline on all cores and asks it. RuntimeError when the baseline ends by itself."""
 
-    def __init__(self, module: str, model: Path, classifiers: Path, log: Path, variables: dict[str, str]) -> None:
+    def __init__(self, module: str, model: Path, classifiers: Path, log: Path) -> None:
         self._log = log.open("wb")
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, str(model), str(classifiers)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=os.environ | variables,
+            env=os.environ | {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))},
             text=True,
         )
-        if self._reply() != "ready":
-            raise RuntimeError(f"{module} did not start; see {log}")
+        self.remark: str = self._reply()["remark"]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def __enter__(self) -> Self:
         return self
@@ -52,7 +67,7 @@ class Worker:
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
         self._log.close()
@@ -69,5 +84,9 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the baseline ended; see {self._log.name}")
+            raise RuntimeError(f"the baseline ended by itself; its last words:\n{last_words(Path(self._log.name))}")
         return json.loads(line)
+
+
+def last_words(log: Path) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])

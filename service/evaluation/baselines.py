@@ -33,6 +33,9 @@ ENCODER_TOKENS = 256
 Features = Callable[[Sequence[Conversation]], Any]
 """Conversations to a matrix with a row each."""
 
+Answers = Callable[[Any], NDArray[np.float64]]
+"""Rows of features to probabilities [rows, labels]."""
+
 
 def text_baselines(
     records: Sequence[Record],
@@ -46,7 +49,7 @@ def text_baselines(
     the other is left out.
     """
     train = [record for record in records if record.split == "train"]
-    makers: dict[str, Callable[[], Features]] = {"TF-IDF": lambda: _tf_idf(train), "MiniLM": _embeddings}
+    makers: dict[str, Callable[[], Features]] = {"TF-IDF": lambda: _tf_idf(train), "MiniLM": sentence_embeddings}
     return {name: _predict_all(make(), records, asked, labels) for name, make in makers.items() if name in wanted}
 
 
@@ -62,34 +65,44 @@ def zero_shot(classify: Classify, builder: PromptBuilder) -> Classify:
     return replace(classify, catalogue=Catalogue(Registry(MappingProxyType(asked))))
 
 
-def _predict_all(
-    features: Features, records: Sequence[Record], asked: Sequence[Record], labels: Mapping[str, Sequence[str]]
-) -> dict[str, Predictions]:
+def learn(features: Features, records: Sequence[Record], labels: Mapping[str, Sequence[str]]) -> dict[str, Answers]:
+    """A logistic regression for each classifier, all over one reading of the records of train and dev.
+
+    A classifier without a record to train on is left out.
+    """
     learnt = [record for record in records if record.split in ("train", "dev")]
     known = features([record.conversation for record in learnt])
-    wanted = features([record.conversation for record in asked])
     found = {}
     for name, names in labels.items():
         rows = [i for i, record in enumerate(learnt) if name in record.labels]
-        places = [i for i, record in enumerate(asked) if name in record.labels]
-        if not places or not any(learnt[i].split == "train" for i in rows):
-            continue
-        targets = np.asarray([list(names).index(learnt[i].labels[name]) for i in rows], dtype=np.int64)
-        in_train = np.asarray([learnt[i].split == "train" for i in rows])
-        probabilities = _regression(known[rows], targets, in_train, wanted[places], len(names))
-        found[name] = of_probabilities(names, [asked[i] for i in places], name, probabilities)
+        if any(learnt[i].split == "train" for i in rows):
+            targets = np.asarray([list(names).index(learnt[i].labels[name]) for i in rows], dtype=np.int64)
+            in_train = np.asarray([learnt[i].split == "train" for i in rows])
+            found[name] = _regression(known[rows], targets, in_train, len(names))
     return found
 
 
-def _regression(
-    known: Any, targets: NDArray[np.int64], in_train: NDArray[np.bool_], wanted: Any, labels: int
-) -> NDArray[np.float64]:
-    """Probabilities [wanted rows, labels]; the penalty is the one with the best accuracy on dev."""
+def _predict_all(
+    features: Features, records: Sequence[Record], asked: Sequence[Record], labels: Mapping[str, Sequence[str]]
+) -> dict[str, Predictions]:
+    learnt = learn(features, records, labels)
+    wanted = features([record.conversation for record in asked])
+    found = {}
+    for name, answers in learnt.items():
+        places = [i for i, record in enumerate(asked) if name in record.labels]
+        if places:
+            probabilities = answers(wanted[places])
+            found[name] = of_probabilities(labels[name], [asked[i] for i in places], name, probabilities)
+    return found
+
+
+def _regression(known: Any, targets: NDArray[np.int64], in_train: NDArray[np.bool_], labels: int) -> Answers:
+    """Learnt from the rows of train; the penalty is the one with the best accuracy on those of dev."""
     from sklearn.linear_model import LogisticRegression
 
     seen = np.unique(targets[in_train])
     if len(seen) == 1:  # there is nothing to tell apart
-        return np.tile(np.eye(labels)[seen], (wanted.shape[0], 1))
+        return lambda wanted: np.tile(np.eye(labels)[seen], (wanted.shape[0], 1))
     best, best_score = None, -1.0
     for strength in REGULARISATION:
         model = LogisticRegression(C=strength, max_iter=2000, class_weight="balanced")
@@ -98,9 +111,13 @@ def _regression(
         if score > best_score:
             best, best_score = model, score
     assert best is not None
-    probabilities = np.zeros((wanted.shape[0], labels))
-    probabilities[:, best.classes_] = best.predict_proba(wanted)
-    return probabilities
+
+    def answers(wanted: Any) -> NDArray[np.float64]:
+        probabilities = np.zeros((wanted.shape[0], labels))
+        probabilities[:, best.classes_] = best.predict_proba(wanted)
+        return probabilities
+
+    return answers
 
 
 def _texts(conversation: Conversation) -> tuple[str, str]:
@@ -131,7 +148,7 @@ def _tf_idf(train: Sequence[Record]) -> Features:
     return features
 
 
-def _embeddings() -> Features:
+def sentence_embeddings() -> Features:
     """Mean-pooled MiniLM embeddings of the talk's end and of the last message, side by side."""
     import torch
     from transformers import AutoModel, AutoTokenizer

@@ -45,7 +45,7 @@ def main() -> None:
         profile = load_profile(path)
     except ProfileError as error:
         sys.exit(str(error))
-    asyncio.run(load(path, profile, options, Console()))
+    asyncio.run(load(path, profile, options, Console(width=None if sys.stdout.isatty() else 120)))
 
 
 async def load(path: Path, profile: Profile, options: argparse.Namespace, console: Console) -> None:
@@ -82,12 +82,23 @@ async def names(address: str, key: str | None) -> tuple[str, ...]:
 def show(facts: dict[str, str], runs: list[tuple[float, Outcome]], console: Console) -> None:
     """The runs as a table, and the knee."""
     table = Table(title=f"{facts['profile']} · {facts['machine']} · {facts['commit']}")
-    for column in ("offered / s", "goodput / s", "p50 ms", "p95 ms", "p99 ms", "turned away", "tokens reused"):
+    for column in (
+        "offered / s",
+        "goodput / s",
+        "classified / s",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "turned away",
+        "tokens reused",
+    ):
         table.add_column(column, justify="right")
     for rate, outcome in runs:
         percentiles = (milliseconds(outcome.latency, percentile) for percentile in (50, 95, 99))
         shares = (f"{outcome.shed_share:.1%}", f"{outcome.reused_share:.1%}")
-        table.add_row(f"{rate:.2f}", f"{outcome.goodput:.2f}", *percentiles, *shares)
+        table.add_row(
+            f"{rate:.2f}", f"{outcome.goodput:.2f}", f"{outcome.classification_rate:.1f}", *percentiles, *shares
+        )
         if is_generator_the_limit(outcome):
             console.print(
                 f"[red]at {rate:.2f} a second the generator was the limit[/]: {outcome.late_sends} late sends"

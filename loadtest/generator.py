@@ -71,7 +71,8 @@ async def _send(client: FantailClient, profile: Profile, call: Call, due: float,
     if response is not None:
         durations = {stage: getattr(response.durations, stage).ToNanoseconds() / 1e9 for stage in STAGES}
         usage = response.usage
-        outcome.answered(latency_s, durations, usage.computed_tokens, usage.reused_tokens)
+        answers = 1 if call.classifiers else sum(each.HasField("classification") for each in response.results)
+        outcome.answered(latency_s, durations, usage.computed_tokens, usage.reused_tokens, answers)
 
 
 async def _ask(client: FantailClient, profile: Profile, call: Call, due: float) -> tuple[str, Any]:

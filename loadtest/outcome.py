@@ -39,7 +39,8 @@ class Outcome:
 
     `sent`: how many; `by_status`: how they ended, partly answered ones as PARTLY; `late_sends`: sent more than
     `LATE_SEND_S` after they were due, because the generator could not keep up; `latency`: from when a call was due to
-    its answer, of answered calls; `stages`: of the server's own account; `tokens`: computed and reused; `steady_s`.
+    its answer, of answered calls; `stages`: of the server's own account; `tokens`: computed and reused;
+    `classifications`: answered, also in part of a call; `steady_s`.
     """
 
     steady_s: float = 0.0
@@ -49,6 +50,7 @@ class Outcome:
     latency: HdrHistogram = field(default_factory=new_histogram)
     stages: dict[str, HdrHistogram] = field(default_factory=lambda: {stage: new_histogram() for stage in STAGES})
     tokens: Counter[str] = field(default_factory=Counter)
+    classifications: int = 0
 
     @property
     def offered_rate(self) -> float:
@@ -61,6 +63,11 @@ class Outcome:
         return self.by_status[GOOD] / self.steady_s
 
     @property
+    def classification_rate(self) -> float:
+        """Classifications answered in time per second, also those of partly answered calls: the work that got done."""
+        return self.classifications / self.steady_s
+
+    @property
     def shed_share(self) -> float:
         """Share of calls turned away by the server."""
         return self.by_status["RESOURCE_EXHAUSTED"] / max(1, self.sent)
@@ -70,8 +77,11 @@ class Outcome:
         """Share of prompt tokens found in the prefix cache."""
         return self.tokens["reused"] / max(1, self.tokens.total())
 
-    def answered(self, latency_s: float, stages: Mapping[str, float], computed: int, reused: int) -> None:
-        """Take down an answer. Durations in seconds."""
+    def answered(
+        self, latency_s: float, stages: Mapping[str, float], computed: int, reused: int, classifications: int = 1
+    ) -> None:
+        """Take down an answer, and how many classifications it held. Durations in seconds."""
+        self.classifications += classifications
         self.latency.record_value(_microseconds(latency_s))
         for stage, duration in stages.items():
             self.stages[stage].record_value(_microseconds(duration))
@@ -81,6 +91,7 @@ class Outcome:
         """Take in what another generator of the same run has recorded."""
         self.sent += other.sent
         self.late_sends += other.late_sends
+        self.classifications += other.classifications
         self.by_status.update(other.by_status)
         self.tokens.update(other.tokens)
         self.latency.add(other.latency)
@@ -97,6 +108,7 @@ class Outcome:
             "tokens": dict(self.tokens),
             "offered_rate": self.offered_rate,
             "goodput": self.goodput,
+            "classifications": self.classifications,
             "latency_s": {
                 f"p{percentile:g}": seconds(self.latency, percentile)
                 for percentile in PERCENTILES
@@ -116,6 +128,7 @@ class Outcome:
             HdrHistogram.decode(value["latency"]),
             {stage: HdrHistogram.decode(encoded) for stage, encoded in value["stages"].items()},
             Counter(value["tokens"]),
+            value["classifications"],
         )
 
 

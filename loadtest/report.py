@@ -52,6 +52,7 @@ def _row(rate: float, outcome: Outcome) -> dict[str, Any]:
         "rate": f"{rate:.2f}",
         "sent": outcome.sent,
         "goodput": f"{outcome.goodput:.2f}",
+        "classified": f"{outcome.classification_rate:.1f}",
         "latency": [milliseconds(outcome.latency, percentile) for percentile in PERCENTILES],
         "shed": f"{outcome.shed_share:.1%}",
         "reused": f"{outcome.reused_share:.1%}",

@@ -132,3 +132,11 @@ def test_statuses_that_never_occurred_count_nothing() -> None:
     found = outcome(UNAVAILABLE=1)
     assert found.by_status[GOOD] == 0
     assert as_json(found)["by_status"] == {"UNAVAILABLE": 1}
+
+
+def test_classifications_of_partly_answered_calls_are_counted_beside_whole_calls() -> None:
+    run = Outcome(steady_s=4.0)
+    for classifications in (16, 14, 1):
+        run.answered(0.1, {}, 0, 0, classifications)
+    run.add(Outcome.from_json(as_json(run)))
+    assert run.classification_rate == 62 / 4.0

@@ -21,7 +21,7 @@ from service.evaluation.calibrate import Fitted, fit_calibration
 from service.evaluation.card import write_cards
 from service.evaluation.compare import Comparison, compare
 from service.evaluation.predictions import Predictions, Systems, predict, read_predictions, write_predictions
-from service.evaluation.report import OURS, classifier_reports, html, summary
+from service.evaluation.report import OURS, classifier_reports, html, source_means, summary
 from service.files import write_whole
 from service.registry.calibration import CALIBRATION_FILE, write_calibration
 from service.registry.manifest import MANIFEST_FILE, load_manifest
@@ -168,9 +168,10 @@ async def evaluate(settings: Settings, plan: EvaluationPlan, console: Console) -
         if missing := sorted(set(systems[OURS]) - set(found)):
             console.print(f"{name} has no records to learn from, or no answers, for {', '.join(missing)}")
     reports = classifier_reports(systems, {record.conversation.id: record for record in asked})
-    measures = facts | summary(reports)
+    sources = source_means(systems)
+    measures = facts | summary(reports) | {"by_source": sources}
     write_whole(plan.output / "evaluation.json", json.dumps(measures, indent=1, ensure_ascii=False) + "\n")
-    write_whole(plan.output / "report.html", html(reports, "Fantail: answers held against labels", facts))
+    write_whole(plan.output / "report.html", html(reports, "Fantail: answers held against labels", facts, sources))
     if plan.cards:
         write_cards(settings.classifiers, measures)
     return measures

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain import Conversation, Role
-from service.evaluation.measures import Measures, confusion, measure, reliability
+from service.evaluation.measures import Measures, confusion, macro_f1s, measure, reliability
 from service.evaluation.predictions import Predictions, Systems
 from service.training.records import Record
 
@@ -128,8 +128,43 @@ def summary(reports: Sequence[ClassifierReport]) -> dict[str, Any]:
     return {"means": {system: _plain(found) for system, found in means.items()}, "classifiers": classifiers}
 
 
-def html(reports: Sequence[ClassifierReport], title: str, facts: Mapping[str, str]) -> str:
-    """One page with everything in it; conversation texts are escaped."""
+def source_means(systems: Systems) -> dict[str, dict[str, Any]]:
+    """By source: records and, by system, mean accuracy and macro-F1 over the classifiers that it has labels of.
+
+    `records`: labels, of all classifiers together. A classifier with one label only in a source has no macro-F1 there.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for source in sorted({each for ours in systems[OURS].values() for each in ours.sources}):
+        parts = {
+            system: [part for each in by_name.values() if len((part := _of_source(each, source)).ids)]
+            for system, by_name in systems.items()
+        }
+        found[source] = {"records": sum(len(part.ids) for part in parts[OURS])} | {
+            system: _plain(
+                {
+                    "classifiers": len(those),
+                    "accuracy": _mean([float(part.right.mean()) for part in those]),
+                    "macro_f1": _mean(
+                        [float(macro_f1s(part.gold[None], part.chosen[None], len(part.labels))[0]) for part in those]
+                    ),
+                }
+            )
+            for system, those in parts.items()
+        }
+    return found
+
+
+def _of_source(predictions: Predictions, source: str) -> Predictions:
+    return predictions.where(np.asarray([each == source for each in predictions.sources], dtype=np.bool_))
+
+
+def html(
+    reports: Sequence[ClassifierReport],
+    title: str,
+    facts: Mapping[str, str],
+    sources: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
+    """One page with everything in it; conversation texts are escaped. `sources`: as of `source_means`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -146,6 +181,7 @@ def html(reports: Sequence[ClassifierReport], title: str, facts: Mapping[str, st
         facts=facts,
         systems=systems,
         means=summary(reports)["means"],
+        sources=sources or {},
         reports=reports,
         overview=_svg(_overview(reports, systems)),
         plots={report.name: _svg(_plots(report)) for report in reports},

@@ -36,7 +36,7 @@ from tests.integration.holding_engine import HoldingEngine, about
 from tests.integration.talking import customer
 from tests.support import classify_with
 
-ROOM_TOKENS = 1000
+ROOM_TOKENS = 800
 """In flight at most: enough for one fan-out, not for a batch beside it."""
 
 MANY = 3 * BATCH_AT_ONCE

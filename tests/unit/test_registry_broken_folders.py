@@ -205,7 +205,7 @@ CONFIGS = {
         alora_invocation_tokens=None,
     ),
     "another invocation": config(
-        "encodes to [1, 520, 9531, 198]: it would be activated elsewhere than in training",
+        "encodes to [1]: it would be activated elsewhere than in training",
         alora_invocation_tokens=[1, 520],
     ),
 }

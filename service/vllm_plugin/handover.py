@@ -18,7 +18,10 @@ class Requests(msgspec.Struct):
 
 
 def _add_requests(self: EngineCoreProc, together: Requests) -> None:
-    """Of an engine core: add each as if it had come alone; what is wrong with one is answered to that one."""
+    """Of an engine core: add each as if it had come alone; what is wrong with one is answered to that one.
+
+    vLLM decodes the argument by this annotation, so annotations must stay types in this file.
+    """
     for request in together.requests:
         try:
             self.add_request(*self.preprocess_add_request(request))

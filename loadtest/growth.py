@@ -145,11 +145,34 @@ async def per_adapter(curve: Curve, rounds: int, advance: Callable[[], None]) ->
                 for series in ("in a slot", "put into a slot")
             )
             curve.notes.append(f"a swap from RAM into a slot costs {1000 * (swapped - warm):.1f} ms")
+            calm = await waited_beside(client, names[1:2], names[0], 40 * rounds)
+            beside = await waited_beside(client, names[1:], names[0], 40 * rounds)
+            delay = statistics.median(beside) - statistics.median(calm)
+            curve.notes.append(
+                f"a call beside one that swaps waits {1000 * delay:.1f} ms longer than beside one that does not"
+            )
             for count in (SLOTS, SLOTS + 1, ADAPTERS):
                 taken = [await timed(client.fan_out(turns, names[:count], timeout=CALL_SECONDS)) for _ in range(rounds)]  # type: ignore[arg-type]
                 curve.notes.append(
                     f"a repeated fan-out of {count} with {SLOTS} slots: {statistics.median(taken):.3f} s"
                 )
+
+
+async def waited_beside(client: FantailClient, others: Sequence[str], name: str, asked: int) -> list[float]:
+    """Seconds of so many classifications by `name`, while somebody else asks `others` one after the other."""
+    turns, theirs = conversation(100, "bystander"), conversation(100, "somebody else")
+
+    async def ask_others() -> None:
+        while True:
+            for other in others:
+                await client.classify(theirs, other, timeout=CALL_SECONDS)  # type: ignore[arg-type]
+
+    asking = asyncio.create_task(ask_others())
+    try:
+        return [await timed(client.classify(turns, name, timeout=CALL_SECONDS)) for _ in range(asked)]  # type: ignore[arg-type]
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
 
 
 async def memory(curve: Curve, rounds: int, advance: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.outcome import Outcome, milliseconds
+from loadtest.output import wide_console
 from loadtest.profile import Profile, ProfileError, load_profile
 from loadtest.report import write_report
 from loadtest.run import Target, duration_s, is_generator_the_limit, knee, sweep
@@ -45,7 +46,7 @@ def main() -> None:
         profile = load_profile(path)
     except ProfileError as error:
         sys.exit(str(error))
-    asyncio.run(load(path, profile, options, Console(width=None if sys.stdout.isatty() else 120)))
+    asyncio.run(load(path, profile, options, wide_console()))
 
 
 async def load(path: Path, profile: Profile, options: argparse.Namespace, console: Console) -> None:

@@ -21,11 +21,9 @@ from rich.progress import Progress
 from loadtest.comparison import Comparison, has_time_left, worst_difference
 from loadtest.contestants import MERGED, PEERS, Contestant, base_model, fantail
 from loadtest.conversations import conversation
+from loadtest.output import wide_console, write_whole
 from loadtest.resident import resident_bytes
 from loadtest.server import commit, machine
-
-WIDTH = 120
-"""Of the output where it goes to no terminal."""
 
 LENGTHS = (100, 320, 1000, 2000)
 WARM_UPS = 2
@@ -40,8 +38,7 @@ SAME_ANSWERS = ("peft", "peft-mixed")
 
 
 def main() -> None:
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    asyncio.run(bench(parser().parse_args(), console))
+    asyncio.run(bench(parser().parse_args(), wide_console()))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -113,7 +110,7 @@ def write(comparison: Comparison, output: Path | None) -> None:
     """Keep what is measured so far, so that an interrupted run is not lost."""
     if output:
         facts = {"machine": machine(), "commit": commit()} | comparison.to_json()
-        output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_whole(output, json.dumps(facts, indent=1) + "\n")
 
 
 def show(comparison: Comparison, peers: Mapping[str, Contestant], classifiers: int, console: Console) -> None:

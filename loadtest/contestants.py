@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from loadtest.baselines.stock_vllm import stock_vllm
 from loadtest.baselines.worker import Worker
@@ -24,6 +25,8 @@ CLASSIFIERS = ROOT / "classifiers"
 KV_GIB = 2
 """Memory for keys and values of both engines. Sixteen plain prompts of 2,000 tokens need 1.5; it is resident from the
 start, so it is made equal."""
+
+Reply = TypeVar("Reply")
 
 Answer = tuple[float, list[list[float]]]
 """Seconds, and the label probabilities of each classifier by name."""
@@ -58,15 +61,11 @@ async def fantail(scratch: Path) -> AsyncIterator[tuple[Contestant, Contestant]]
         names = [each.name for each in await client.list_classifiers(timeout=CALL_SECONDS)]
 
         async def one(turns: Turns) -> Answer:
-            began = time.perf_counter()
-            reply = await client.classify(turns, names[0], timeout=CALL_SECONDS)  # type: ignore[arg-type]
-            seconds = time.perf_counter() - began
+            seconds, reply = await timed(client.classify(turns, names[0], timeout=CALL_SECONDS))
             return seconds, [[score.raw_probability for score in reply.classification.scores]]
 
         async def fan_out(turns: Turns) -> Answer:
-            began = time.perf_counter()
-            reply = await client.fan_out(turns, timeout=CALL_SECONDS)  # type: ignore[arg-type]
-            seconds = time.perf_counter() - began
+            seconds, reply = await timed(client.fan_out(turns, timeout=CALL_SECONDS))
             if failed := [each.classifier for each in reply.results if not each.HasField("classification")]:
                 raise RuntimeError(f"the fan-out has no answer of {', '.join(failed)}")
             return seconds, [[score.raw_probability for score in r.classification.scores] for r in reply.results]
@@ -75,6 +74,13 @@ async def fantail(scratch: Path) -> AsyncIterator[tuple[Contestant, Contestant]]
             Contestant("one classification", one, server.pid),
             Contestant(f"fan-out of {len(names)}", fan_out, server.pid),
         )
+
+
+async def timed(asked: Awaitable[Reply]) -> tuple[float, Reply]:
+    """Seconds until the reply, and the reply."""
+    began = time.perf_counter()
+    reply = await asked
+    return time.perf_counter() - began, reply
 
 
 def worker(module: str) -> Callable[[str, Path, Path], AbstractAsyncContextManager[Contestant]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from typing import Literal
 
-Turns = list[tuple[str, str]]
+Turns = list[tuple[Literal["customer", "agent"], str]]
 
 WORDS = ("order", "parcel", "late", "invoice", "refund", "login", "screen", "phone", "week", "please", "help", "again")
 TURN_TOKENS = 6

@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from loadtest.outcome import GOOD, STAGES, Outcome
 from loadtest.profile import Profile, load_profile
@@ -80,8 +80,8 @@ async def _ask(client: FantailClient, profile: Profile, call: Call, due: float) 
     timeout = due + profile.deadline_s - time.perf_counter()
     try:
         if call.classifiers:
-            return GOOD, await client.classify(cast(Any, call.turns), call.classifiers[0], timeout=timeout)
-        response = await client.fan_out(cast(Any, call.turns), timeout=timeout)
+            return GOOD, await client.classify(call.turns, call.classifiers[0], timeout=timeout)
+        response = await client.fan_out(call.turns, timeout=timeout)
     except RpcError as error:
         return error.code.name, None
     whole = all(result.HasField("classification") for result in response.results)

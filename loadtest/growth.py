@@ -12,9 +12,7 @@ import contextlib
 import json
 import shutil
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,12 +23,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from loadtest.contestants import CALL_SECONDS, timed
 from loadtest.conversations import conversation, with_next_turn
+from loadtest.output import wide_console, write_whole
 from loadtest.resident import resident_bytes
 from loadtest.server import ROOT, commit, fresh_server, machine, started_server
 from service.client import FantailClient
 
-CALL_SECONDS = 600
 CONVERSATION_TOKENS = 1000
 TURNS = 20
 ADAPTERS = 64
@@ -75,7 +74,7 @@ async def per_token(curve: Curve, rounds: int, advance: Callable[[], None]) -> N
             for tokens in (100, 200, 320, 500, 1000, 1500, 2000):
                 for series, names in (("one classification", [name]), ("fan-out of 16", [])):
                     turns = conversation(tokens, f"{tokens} {number} {series}")
-                    curve.add(series, tokens, await timed(client.fan_out(turns, names, timeout=CALL_SECONDS)))  # type: ignore[arg-type]
+                    curve.add(series, tokens, await seconds_of(client.fan_out(turns, names, timeout=CALL_SECONDS)))
                 advance()
 
 
@@ -86,7 +85,7 @@ async def per_classifier(curve: Curve, rounds: int, advance: Callable[[], None])
             for number in range(rounds):
                 for count in (1, 2, 4, 8, 16, 17, 24, 32, 48, 64):
                     turns = conversation(CONVERSATION_TOKENS, f"{count} {number}")
-                    taken = await timed(client.fan_out(turns, names[:count], timeout=CALL_SECONDS))  # type: ignore[arg-type]
+                    taken = await seconds_of(client.fan_out(turns, names[:count], timeout=CALL_SECONDS))
                     curve.add("fan-out", count, taken)
                     advance()
     one = curve.medians("fan-out")[1]
@@ -101,13 +100,13 @@ async def per_turn(curve: Curve, rounds: int, advance: Callable[[], None]) -> No
         for number in range(rounds):
             anew, told = conversation(40, f"anew {number}"), conversation(40, f"told {number}")
             async with client.follow(timeout=CALL_SECONDS) as live:
-                await live.tell(told, timeout=CALL_SECONDS)  # type: ignore[arg-type]
+                await live.tell(told, timeout=CALL_SECONDS)
                 for turn in range(2, TURNS + 1):
                     longer = with_next_turn(told, f"{number} {turn}")
-                    curve.add("Follow", turn, await timed(live.tell(longer[len(told) :], timeout=CALL_SECONDS)))  # type: ignore[arg-type]
+                    curve.add("Follow", turn, await seconds_of(live.tell(longer[len(told) :], timeout=CALL_SECONDS)))
                     told = longer
                     anew = conversation(sum(len(text.split()) + 6 for _, text in told), f"anew {number} {turn}")
-                    curve.add("anew", turn, await timed(client.fan_out(anew, timeout=CALL_SECONDS)))  # type: ignore[arg-type]
+                    curve.add("anew", turn, await seconds_of(client.fan_out(anew, timeout=CALL_SECONDS)))
                     advance()
     ratio = curve.medians("Follow")[TURNS] / curve.medians("anew")[TURNS]
     curve.notes.append(f"turn {TURNS} costs {ratio:.2f} of scoring the conversation anew")
@@ -119,9 +118,8 @@ async def per_call(curve: Curve, rounds: int, advance: Callable[[], None]) -> No
         for number in range(rounds):
             for count in (1, 2, 4, 8, 16):
                 asked = [conversation(320, f"{count} {number} {each}") for each in range(count)]
-                began = time.perf_counter()
-                await asyncio.gather(*(client.fan_out(turns, timeout=CALL_SECONDS) for turns in asked))  # type: ignore[arg-type]
-                curve.add("all of them", count, time.perf_counter() - began)
+                calls = asyncio.gather(*(client.fan_out(turns, timeout=CALL_SECONDS) for turns in asked))
+                curve.add("all of them", count, await seconds_of(calls))
                 advance()
     curve.notes.append(f"{1 / curve.line('all of them')[1]:.2f} fan-outs a second at the slope")
 
@@ -134,11 +132,13 @@ async def per_adapter(curve: Curve, rounds: int, advance: Callable[[], None]) ->
             turns = conversation(100, "swaps")
             for _ in range(rounds):
                 for place, name in enumerate(names):
-                    await client.classify(turns, name, timeout=CALL_SECONDS)  # type: ignore[arg-type]
+                    await client.classify(turns, name, timeout=CALL_SECONDS)
                     for series in ("in a slot", "in a slot again"):
-                        curve.add(series, place, await timed(client.classify(turns, name, timeout=CALL_SECONDS)))  # type: ignore[arg-type]
+                        curve.add(series, place, await seconds_of(client.classify(turns, name, timeout=CALL_SECONDS)))
                     cold = names[(place + ADAPTERS // 2) % ADAPTERS]
-                    curve.add("put into a slot", place, await timed(client.classify(turns, cold, timeout=CALL_SECONDS)))  # type: ignore[arg-type]
+                    curve.add(
+                        "put into a slot", place, await seconds_of(client.classify(turns, cold, timeout=CALL_SECONDS))
+                    )
                 advance()
             warm, swapped = (
                 statistics.median([s for each in curve.values[series].values() for s in each])
@@ -152,7 +152,9 @@ async def per_adapter(curve: Curve, rounds: int, advance: Callable[[], None]) ->
                 f"a call beside one that swaps waits {1000 * delay:.1f} ms longer than beside one that does not"
             )
             for count in (SLOTS, SLOTS + 1, ADAPTERS):
-                taken = [await timed(client.fan_out(turns, names[:count], timeout=CALL_SECONDS)) for _ in range(rounds)]  # type: ignore[arg-type]
+                taken = [
+                    await seconds_of(client.fan_out(turns, names[:count], timeout=CALL_SECONDS)) for _ in range(rounds)
+                ]
                 curve.notes.append(
                     f"a repeated fan-out of {count} with {SLOTS} slots: {statistics.median(taken):.3f} s"
                 )
@@ -165,11 +167,11 @@ async def waited_beside(client: FantailClient, others: Sequence[str], name: str,
     async def ask_others() -> None:
         while True:
             for other in others:
-                await client.classify(theirs, other, timeout=CALL_SECONDS)  # type: ignore[arg-type]
+                await client.classify(theirs, other, timeout=CALL_SECONDS)
 
     asking = asyncio.create_task(ask_others())
     try:
-        return [await timed(client.classify(turns, name, timeout=CALL_SECONDS)) for _ in range(asked)]  # type: ignore[arg-type]
+        return [await seconds_of(client.classify(turns, name, timeout=CALL_SECONDS)) for _ in range(asked)]
     finally:
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
@@ -195,10 +197,8 @@ CURVES: dict[str, tuple[str, str, str, Measure, int]] = {
 }
 
 
-async def timed(asked: Awaitable[Any]) -> float:
-    began = time.perf_counter()
-    await asked
-    return time.perf_counter() - began
+async def seconds_of(asked: Awaitable[Any]) -> float:
+    return (await timed(asked))[0]
 
 
 async def classifiers(client: FantailClient) -> list[str]:
@@ -211,7 +211,7 @@ async def serving(**settings: str) -> AsyncIterator[FantailClient]:
     with tempfile.TemporaryDirectory(prefix="fantail-growth-") as scratch:
         async with fresh_server(Path(scratch) / "log", **settings) as address, FantailClient(address) as client:
             for tokens in (100, 1000):
-                await client.fan_out(conversation(tokens, f"warm-up {tokens}"), timeout=CALL_SECONDS)  # type: ignore[arg-type]
+                await client.fan_out(conversation(tokens, f"warm-up {tokens}"), timeout=CALL_SECONDS)
             yield client
 
 
@@ -268,7 +268,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.curves) - set(CURVES):
         parser.error(f"no such curve: {', '.join(sorted(unknown))}")
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = wide_console(WIDTH)
     curves: dict[str, Curve] = {}
     for name in options.curves or CURVES:
         title, x, unit, measure, places = CURVES[name]
@@ -280,7 +280,7 @@ def main() -> None:
         if options.output:
             found = {name: asdict(each) for name, each in curves.items()}
             facts = {"machine": machine(), "commit": commit(), "curves": found}
-            options.output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            write_whole(options.output, json.dumps(facts, indent=1) + "\n")
             draw(list(curves.values()), options.output.with_suffix(".svg"))
 
 

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from loadtest.baselines.prompts import Prompts, Task
 from loadtest.baselines.worker import Worker
-from loadtest.contestants import CALL_SECONDS, CLASSIFIERS, base_model
+from loadtest.contestants import CALL_SECONDS, CLASSIFIERS, base_model, timed
 from loadtest.conversations import conversation
+from loadtest.output import wide_console
 from loadtest.server import ROOT, commit, fresh_server, machine
 from service.client import FantailClient
-
-TAIL_TOKENS = 3
 
 
 @dataclass(slots=True)
@@ -47,34 +47,33 @@ class Taken:
         return {name: statistics.median(getattr(self, name)) for name in self.__slots__}
 
 
-async def measure(client: FantailClient, rate: Worker, tokens: int, number: int, taken: Taken) -> None:
+async def measure(
+    client: FantailClient, tasks: Sequence[Task], rate: Worker, tokens: int, number: int, taken: Taken
+) -> None:
     """One round."""
-    name = (await client.list_classifiers(timeout=CALL_SECONDS))[0].name
-    began = time.perf_counter()
-    await client.classify(conversation(tokens, f"one {tokens} {number}"), name, timeout=CALL_SECONDS)  # type: ignore[arg-type]
-    taken.one.append(time.perf_counter() - began)
+    alone = conversation(tokens, f"one {tokens} {number}")
+    seconds, _ = await timed(client.classify(alone, tasks[0].name, timeout=CALL_SECONDS))
+    taken.one.append(seconds)
     turns = conversation(tokens, f"fan {tokens} {number}")
-    began = time.perf_counter()
-    reply = await client.fan_out(turns, timeout=CALL_SECONDS)  # type: ignore[arg-type]
-    taken.fan_out.append(time.perf_counter() - began)
+    seconds, reply = await timed(client.fan_out(turns, timeout=CALL_SECONDS))
+    taken.fan_out.append(seconds)
     taken.engine.append(reply.durations.engine.ToTimedelta().total_seconds())
-    taken.prefix.append(reply.usage.computed_tokens - TAIL_TOKENS * len(reply.results))
-    began = time.perf_counter()
-    await client.fan_out(turns, timeout=CALL_SECONDS)  # type: ignore[arg-type]
-    taken.again.append(time.perf_counter() - began)
+    taken.prefix.append(reply.usage.computed_tokens - sum(len(task.tail) for task in tasks))
+    seconds, _ = await timed(client.fan_out(turns, timeout=CALL_SECONDS))
+    taken.again.append(seconds)
     taken.rate.append((await asyncio.to_thread(rate.ask, []))[1][0][0])
 
 
-def counted(prefix_tokens: int) -> dict[str, Any]:
+def counted(prefix_tokens: int, tail_tokens: int) -> dict[str, Any]:
     """What `fantail plan` counts for a fan-out of all classifiers over so many tokens."""
     command = [sys.executable, "-m", "service", "plan", "--json", "--tokens", str(prefix_tokens)]
-    command += ["--tail", str(TAIL_TOKENS)]
+    command += ["--tail", str(tail_tokens)]
     plan = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
     found: dict[str, Any] = plan["lengths"][0]["fan_out"]
     return found
 
 
-def show(found: dict[int, Taken], console: Console) -> None:
+def show(found: dict[int, Taken], tail_tokens: int, console: Console) -> None:
     table = Table(title=f"{machine()} · {commit()} · medians")
     table.add_column("")
     for tokens, taken in found.items():
@@ -82,7 +81,7 @@ def show(found: dict[int, Taken], console: Console) -> None:
     columns = []
     for taken in found.values():
         m = taken.medians()
-        work = counted(int(m["prefix"]))
+        work = counted(int(m["prefix"]), tail_tokens)
         operations = sum(work[part] for part in ("prefix", "tails", "adapters", "attention", "head"))
         reached = operations / m["engine"]
         columns.append(
@@ -112,27 +111,27 @@ async def run(options: argparse.Namespace, console: Console) -> None:
     found = {length: Taken() for length in options.lengths}
     async with contextlib.AsyncExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fantail-limit-")))
-        rate = stack.enter_context(
-            Worker("loadtest.baselines.matrix_rate", base_model(), CLASSIFIERS, scratch / "rate.log")
-        )
+        model = base_model()
+        tasks = Prompts(model, CLASSIFIERS).tasks
+        rate = stack.enter_context(Worker("loadtest.baselines.matrix_rate", model, CLASSIFIERS, scratch / "rate.log"))
         address = await stack.enter_async_context(fresh_server(scratch / "server.log"))
         client = await stack.enter_async_context(FantailClient(address))
         for tokens in (60, 1000):
-            await client.fan_out(conversation(tokens, f"warm-up {tokens}"), timeout=CALL_SECONDS)  # type: ignore[arg-type]
+            await client.fan_out(conversation(tokens, f"warm-up {tokens}"), timeout=CALL_SECONDS)
         with Progress(console=console) as progress:
             bar = progress.add_task("measuring", total=options.rounds * len(found))
             for number in range(options.rounds):
                 for tokens, taken in found.items():
-                    await measure(client, rate, tokens, number, taken)
+                    await measure(client, tasks, rate, tokens, number, taken)
                     progress.advance(bar)
-    show(found, console)
+    show(found, max(len(task.tail) for task in tasks), console)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtest.limit", description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--lengths", type=int, nargs="+", default=(100, 320, 1000, 2000), help="tokens of conversation")
-    asyncio.run(run(parser.parse_args(), Console(width=None if sys.stdout.isatty() else 120)))
+    asyncio.run(run(parser.parse_args(), wide_console()))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.outcome import PERCENTILES, STAGES, Outcome, milliseconds, seconds
+from loadtest.output import write_whole
 from loadtest.run import is_generator_the_limit, knee
 
 Runs = Sequence[tuple[float, Outcome]]
@@ -22,8 +23,8 @@ def write_report(folder: Path, facts: Mapping[str, Any], runs: Runs) -> None:
         "knee": None if found is None else found[0],
         "runs": [{"rate": rate, **outcome.to_json()} for rate, outcome in runs],
     }
-    _write_whole(folder / "loadtest.json", json.dumps(value, indent=1) + "\n")
-    _write_whole(folder / "report.html", html(facts, runs))
+    write_whole(folder / "loadtest.json", json.dumps(value, indent=1) + "\n")
+    write_whole(folder / "report.html", html(facts, runs))
 
 
 def html(facts: Mapping[str, Any], runs: Runs) -> str:
@@ -123,9 +124,3 @@ def _svg(figure: Any) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)

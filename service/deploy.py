@@ -156,15 +156,13 @@ class Deployer:
 
     def _refused(self, name: str, *problems: str) -> Reloaded:
         """What becomes of a classifier that stays as it is, against what the folder says."""
-        registry = self._catalogue.current
-        before = registry.classifiers.get(name)
-        answers = before.revision if before is not None and name not in registry.withheld else ""
+        answers = _answering(self._catalogue.current, name)
         return Reloaded(name, ReloadOutcome.REFUSED, answers, answers, problems)
 
     async def _reload_one(self, name: str, folder: Path | None) -> Reloaded | None:
         registry = self._catalogue.current
         before = registry.classifiers.get(name)
-        previous = before.revision if before is not None and name not in registry.withheld else ""
+        previous = _answering(registry, name)
         if folder is None:
             await self._switch(registry.without_classifier(name))
             return Reloaded(name, ReloadOutcome.REMOVED, "", previous)
@@ -263,3 +261,9 @@ class Deployer:
     async def _drop(self, classifier: Classifier) -> None:
         if classifier.folder is not None:
             await asyncio.to_thread(self._snapshots.drop, classifier.folder)
+
+
+def _answering(registry: Registry, name: str) -> str:
+    """The folder's revision of a classifier that answers; empty when none does."""
+    found = registry.classifiers.get(name)
+    return found.revision if found is not None and name not in registry.withheld else ""

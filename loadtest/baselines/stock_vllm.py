@@ -26,9 +26,7 @@ import aiohttp
 
 from loadtest.baselines.prompts import Prompts, Task, plain_copy
 from loadtest.baselines.worker import last_words
-
-RANK_SLOTS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The ranks that vLLM can size its slots for."""
+from service.engine.launch import intel_openmp, slot_rank
 
 START_SECONDS = 600
 STOP_SECONDS = 30
@@ -121,14 +119,14 @@ def command(model: Path, tasks: Sequence[Task], port: int, kv_bytes: int, scratc
         *("--dtype", "float32", "--generation-config", "vllm"),
         *("--enable-prefix-caching", "--kv-cache-memory-bytes", str(kv_bytes)),
         *("--enable-lora", "--max-loras", str(len(tasks))),
-        *("--max-lora-rank", str(next(slot for slot in RANK_SLOTS if slot >= rank))),
+        *("--max-lora-rank", str(slot_rank(rank))),
         *("--lora-modules", *(f"{task.name}={plain_copy(task.adapter, scratch / task.name)}" for task in tasks)),
     ]
 
 
 def environment() -> dict[str, str]:
     """No plugin, and OpenMP as vLLM's CPU guide asks for, which Fantail's server does by itself."""
-    library = next(Path(sys.prefix, "lib").glob("libiomp5.so"), None)
+    library = intel_openmp()
     return {
         "VLLM_PLUGINS": "",
         "VLLM_LOGGING_LEVEL": "WARNING",

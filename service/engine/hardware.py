@@ -48,6 +48,11 @@ def detect_hardware() -> Hardware:
     return Hardware(torch.cuda.is_available(), tuple(sorted(os.sched_getaffinity(0))), free)
 
 
+def cpu_kv_gib(free_bytes: float) -> float:
+    """What is kept for KV of a CPU's free memory unless a setting says otherwise, GiB."""
+    return min(MAX_CPU_KV_GIB, free_bytes / GIB * CPU_KV_SHARE)
+
+
 def choose(hardware: Hardware, dtype: Dtype, cores: int | None, kv_gib: float | None) -> Choice:
     """The settings for `hardware`, each overridden where the caller gives one ('auto' or None: not given).
 
@@ -79,7 +84,7 @@ def choose(hardware: Hardware, dtype: Dtype, cores: int | None, kv_gib: float | 
     used = hardware.cores[:count]
     cores_why = "as set" if cores == count else "all that this process may use"
     kv_why = "as set" if kv_gib is not None else f"a quarter of free memory, at most {MAX_CPU_KV_GIB:g} GiB"
-    kv = kv_gib if kv_gib is not None else min(MAX_CPU_KV_GIB, hardware.free_bytes / GIB * CPU_KV_SHARE)
+    kv = kv_gib if kv_gib is not None else cpu_kv_gib(hardware.free_bytes)
     return Choice(
         chosen,
         32,

@@ -15,6 +15,11 @@ RANK_SLOTS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks vLLM can size its adapter slots for."""
 
 
+def slot_rank(rank: int) -> int:
+    """The rank that every slot gets when `rank` is the largest; 0 for 0, without adapters."""
+    return next(slot for slot in (0, *RANK_SLOTS) if slot >= rank)
+
+
 @dataclass(frozen=True, slots=True)
 class VllmConfig:
     """What an engine is started with.
@@ -118,7 +123,7 @@ def engine_args(config: VllmConfig) -> dict[str, Any]:
             "enable_lora": True,
             "max_loras": min(config.slots or room, room),
             "max_cpu_loras": room,
-            "max_lora_rank": next(slot for slot in RANK_SLOTS if slot >= config.rank),
+            "max_lora_rank": slot_rank(config.rank),
             "lora_target_modules": sorted(config.target_modules),
             # On a CPU the plugin multiplies by adapters in float32, whatever the base is computed in.
             "lora_dtype": None if config.choice.cores is None else torch.float32,

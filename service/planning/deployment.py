@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.engine.hardware import CPU_KV_SHARE, GIB, MAX_CPU_KV_GIB
-from service.engine.launch import RANK_SLOTS
+from service.engine.hardware import GIB, cpu_kv_gib
+from service.engine.launch import slot_rank
 from service.planning.classifiers import Served
 from service.planning.model_shape import ModelShape
-from service.prompt.format import MAX_TAIL_TOKENS, PREFIX_MULTIPLE
+from service.prompt.format import max_prefix_tokens
 
 NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -83,7 +83,7 @@ class Deployment:
     @property
     def slot_rank(self) -> int:
         """The rank that every slot has room for."""
-        return slot_rank_of(self.max_served_rank)
+        return slot_rank(self.max_served_rank)
 
     @property
     def slot_parameters(self) -> int:
@@ -98,7 +98,7 @@ class Deployment:
     @property
     def max_prefix_tokens(self) -> int:
         """Of a conversation; a longer one loses its oldest turns."""
-        return (self.context_tokens - 1 - MAX_TAIL_TOKENS) // PREFIX_MULTIPLE * PREFIX_MULTIPLE
+        return max_prefix_tokens(self.context_tokens)
 
     @property
     def memory(self) -> Memory:
@@ -121,9 +121,4 @@ class Deployment:
     @property
     def wanted_kv_bytes(self) -> float:
         """What the server takes on a CPU when there is room."""
-        return (self.kv_gib or min(MAX_CPU_KV_GIB, self.machine.memory_bytes / GIB * CPU_KV_SHARE)) * GIB
-
-
-def slot_rank_of(rank: int) -> int:
-    """The rank that vLLM gives every slot when `rank` is the largest; 0 for 0."""
-    return next(slot for slot in (0, *RANK_SLOTS) if slot >= rank)
+        return (self.kv_gib or cpu_kv_gib(self.machine.memory_bytes)) * GIB

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from service.engine.hardware import GIB
+from service.engine.launch import slot_rank
 from service.errors import ConfigurationError
 from service.planning.classifiers import Fan
-from service.planning.deployment import Deployment, Memory, slot_rank_of
+from service.planning.deployment import Deployment, Memory
 from service.planning.work import Work, work_of
 from service.prompt.format import PREFIX_MULTIPLE
 
@@ -119,19 +120,19 @@ def _way(deployment: Deployment, name: str, seconds: float, servers: int) -> Way
 
 
 def _adapter_warnings(deployment: Deployment) -> Iterator[str]:
-    ranks, slots, slot_rank = deployment.served.ranks, deployment.slot_count, deployment.slot_rank
+    ranks, slots, largest = deployment.served.ranks, deployment.slot_count, deployment.slot_rank
     if slots < len(ranks):
         yield (
             f"{len(ranks)} adapters share {slots} slots: those in use push each other out (thrash), and every fan-out "
             f"waits for it; leave FANTAIL_SLOTS unset or set it to {len(ranks)} or more"
         )
-    small = [rank for rank in ranks if slot_rank_of(rank) < slot_rank]
+    small = [rank for rank in ranks if slot_rank(rank) < largest]
     if small:
-        needed = slot_rank_of(max(small))
+        needed = slot_rank(max(small))
         slot_bytes = deployment.slot_parameters * deployment.adapter_bytes
-        empty = len(small) * slot_bytes * (slot_rank - needed) / slot_rank
+        empty = len(small) * slot_bytes * (largest - needed) / largest
         yield (
-            f"ranks are uneven: every slot has room for rank {slot_rank}, and {len(small)} of {len(ranks)} adapters "
+            f"ranks are uneven: every slot has room for rank {largest}, and {len(small)} of {len(ranks)} adapters "
             f"need at most {needed}; {empty / GIB:.2f} GiB stay empty and are multiplied all the same; bring the "
             "largest rank down (an adapter's, or FANTAIL_MAX_RANK), or serve that adapter apart"
         )

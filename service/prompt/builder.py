@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from service.domain import Conversation, Role, Truncation, Turn
 from service.errors import InvalidRequestError, RegistryError, TurnTooLongError, raise_all
-from service.prompt.format import MAX_TAIL_TOKENS, PREFIX_MULTIPLE, PromptFormat
+from service.prompt.format import PREFIX_MULTIPLE, PromptFormat, max_prefix_tokens
 from service.prompt.tokenizer import PromptTokenizer
 from service.prompt.truncation import STEP_TOKENS, turns_to_drop
 
@@ -48,7 +48,7 @@ class PromptBuilder:
         self._filler = filler
         self.prompt_digest = prompt_format.digest
         self.invocation_ids = tokenizer.encode_control(prompt_format.invocation)
-        self.max_prefix_tokens = (context_tokens - 1 - MAX_TAIL_TOKENS) // PREFIX_MULTIPLE * PREFIX_MULTIPLE
+        self.max_prefix_tokens = max_prefix_tokens(context_tokens)
         if self.max_prefix_tokens < PREFIX_MULTIPLE + len(self._preamble):
             raise RegistryError([f"a context of {context_tokens} tokens leaves no room for a conversation"])
 

@@ -21,6 +21,12 @@ MAX_TAIL_TOKENS = 64
 
 FORMAT_FILE = "prompt.toml"
 
+
+def max_prefix_tokens(context_tokens: int) -> int:
+    """The longest prefix of a prompt in such a context: beside it there is room for a tail and the answer's token."""
+    return (context_tokens - 1 - MAX_TAIL_TOKENS) // PREFIX_MULTIPLE * PREFIX_MULTIPLE
+
+
 Piece = Annotated[str, StringConstraints(min_length=1)]
 
 

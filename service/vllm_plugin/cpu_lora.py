@@ -7,11 +7,13 @@ segments, the tails of a fan-out, go to a compiled kernel; long ones are matrix 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
@@ -49,9 +51,6 @@ class SegmentedLora:
         self._long = [s for s in self.segments if s.stop - s.start > SHORT_ROWS]
         short = [s for s in self.segments if s.stop - s.start <= SHORT_ROWS]
         self._short = np.array([(s.start, s.stop, s.slot) for s in short], np.int64).reshape(-1, 3)
-        self._rows = torch.tensor([row for s in short for row in range(s.start, s.stop)], dtype=torch.int64)
-        stops = np.cumsum(self._short[:, 1] - self._short[:, 0])
-        self._packed = np.stack([stops - (self._short[:, 1] - self._short[:, 0]), stops, self._short[:, 2]], axis=1)
         # Imported when vLLM's worker has started: vLLM then looks through all that is imported for kernels of its own,
         # and stumbles over a library that numba holds.
         from service.vllm_plugin.lora_kernel import add_rows
@@ -73,9 +72,18 @@ class SegmentedLora:
         if y.dtype == torch.float32:
             self._add_rows(y.numpy(), x.numpy(), a.numpy(), b.mT.numpy(), offset, self._short, scale)
             return
-        rows, update = x.index_select(0, self._rows).float(), torch.zeros(len(self._rows), width)
-        self._add_rows(update.numpy(), rows.numpy(), a.numpy(), b.mT.numpy(), 0, self._packed, scale)
-        y[:, offset : offset + width].index_add_(0, self._rows, update.to(y.dtype))
+        rows, packed = self._packed
+        taken, update = x.index_select(0, rows).float(), torch.zeros(len(rows), width)
+        self._add_rows(update.numpy(), taken.numpy(), a.numpy(), b.mT.numpy(), 0, packed, scale)
+        y[:, offset : offset + width].index_add_(0, rows, update.to(y.dtype))
+
+    @functools.cached_property
+    def _packed(self) -> tuple[Tensor, NDArray[np.int64]]:
+        """The rows of short segments, and these segments as they stand when only those rows are kept."""
+        starts, stops, slots = self._short.T
+        rows = torch.tensor([row for s in self._short for row in range(s[0], s[1])], dtype=torch.int64)
+        ends = np.cumsum(stops - starts)
+        return rows, np.stack([ends - (stops - starts), ends, slots], axis=1)
 
     def shrink(self, y: Tensor, x: Tensor, a: Tensor, scale: float) -> None:
         """`y[:, :rank] = scale · x Aᵀ` for rows with an adapter."""

@@ -11,17 +11,20 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from service.admission import Admission
 from service.api.server import Listening, listen
 from service.classify import Classify
 from service.client import FantailClient
 from service.deploy import Deployer
 from service.metrics import Metrics
+from service.observer import Observer
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
 from service.prompt.builder import PromptBuilder
 from service.prompt.format import PromptFormat
 from service.prompt.tokenizer import PromptTokenizer
 from service.registry.registry import Registry
 from tests.integration.harness import CONTEXT_TOKENS, WatchedEngine, small_registry
+from tests.integration.listener import Listener
 from tests.support import classify_with
 
 
@@ -48,8 +51,32 @@ def engine() -> WatchedEngine:
 
 
 @pytest.fixture
-def classify(registry: Registry, builder: PromptBuilder, engine: WatchedEngine) -> Classify:
-    return classify_with(registry, builder, engine)
+def listener() -> Listener:
+    return Listener()
+
+
+@pytest.fixture
+def observer(listener: Listener) -> Observer:
+    """Who is told of calls."""
+    return listener
+
+
+@pytest.fixture
+def admission() -> Admission | None:
+    """None: nothing is turned away."""
+    return None
+
+
+@pytest.fixture
+def classify(
+    registry: Registry,
+    builder: PromptBuilder,
+    engine: WatchedEngine,
+    admission: Admission | None,
+    observer: Observer,
+) -> Classify:
+    """Around the test's engine; a file that needs another engine, bound or observer overrides that fixture alone."""
+    return classify_with(registry, builder, engine, admission, observer)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 from service.admission import Admission
 from service.api.servicer import BATCH_AT_ONCE, Limits
 from service.call import Call
-from service.classify import Classify
 from service.client import RpcError
 from service.domain import Conversation, Priority
 from service.observer import Observer
@@ -34,7 +33,6 @@ from tests.integration.harness import (
 )
 from tests.integration.holding_engine import HoldingEngine, about
 from tests.integration.talking import customer
-from tests.support import classify_with
 
 ROOM_TOKENS = 800
 """In flight at most: enough for one fan-out, not for a batch beside it."""
@@ -74,8 +72,8 @@ def observer() -> Asked:
 
 
 @pytest.fixture
-def classify(registry: Registry, builder: PromptBuilder, engine: HoldingEngine, observer: Asked) -> Classify:
-    return classify_with(registry, builder, engine, Admission(100, ROOM_TOKENS), observer)
+def admission() -> Admission:
+    return Admission(100, ROOM_TOKENS)
 
 
 def talks(*texts: str) -> list[pb.Conversation]:

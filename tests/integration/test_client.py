@@ -20,13 +20,11 @@ from service.errors import EngineDeadError, EngineError, OverloadedError, RateLi
 from service.keys import KeyRing, new_key
 from service.metrics import Metrics
 from service.pb.fantail.v1 import classification_service_pb2 as pb
-from service.prompt.builder import PromptBuilder
 from service.registry.registry import Registry
 from tests.integration.conftest import Serve
 from tests.integration.harness import ACTIVATED, DEADLINE_S, HELLO, NAMES, NEVER_S, PLAIN, asks
 from tests.integration.holding_engine import HoldingEngine
 from tests.integration.listener import Listener
-from tests.support import classify_with
 
 TURNS: Turns = [("customer", "hi"), ("agent", "hello"), ("system", "moved"), ("customer", "well?")]
 SAID = tuple(Turn(Role(role), text) for role, text in TURNS)
@@ -60,16 +58,6 @@ BY_ASKING = pytest.mark.parametrize("ask", ASKING.values(), ids=ASKING)
 @pytest.fixture
 def engine() -> HoldingEngine:
     return HoldingEngine()
-
-
-@pytest.fixture
-def listener() -> Listener:
-    return Listener()
-
-
-@pytest.fixture
-def classify(registry: Registry, builder: PromptBuilder, engine: HoldingEngine, listener: Listener) -> Classify:
-    return classify_with(registry, builder, engine, observer=listener)
 
 
 async def failure_of(work: Awaitable[object]) -> RpcError:

@@ -13,12 +13,9 @@ from service.classify import Classify
 from service.client import FantailClient, FollowedConversation, RpcError
 from service.domain import Role, Turn
 from service.pb.fantail.v1 import classification_service_pb2 as pb
-from service.prompt.builder import PromptBuilder
-from service.registry.registry import Registry
 from tests.integration.harness import ACTIVATED, DEADLINE_S, HELLO, NAMES, PLAIN
 from tests.integration.holding_engine import HoldingEngine
 from tests.integration.listener import Listener
-from tests.support import classify_with
 
 AGENT = [("agent", "hello")]
 BLANK: Any = [("customer", " ")]
@@ -28,16 +25,6 @@ BLANK_AGENT: Any = [("agent", " ")]
 @pytest.fixture
 def engine() -> HoldingEngine:
     return HoldingEngine()
-
-
-@pytest.fixture
-def listener() -> Listener:
-    return Listener()
-
-
-@pytest.fixture
-def classify(registry: Registry, builder: PromptBuilder, engine: HoldingEngine, listener: Listener) -> Classify:
-    return classify_with(registry, builder, engine, observer=listener)
 
 
 @pytest.fixture

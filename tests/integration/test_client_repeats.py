@@ -9,16 +9,12 @@ from typing import Any
 import grpc
 import pytest
 
-from service.classify import Classify
 from service.client import FantailClient, RpcError
 from service.client.client import ATTEMPTS
 from service.engine.base import ScoringRequest
 from service.errors import EngineDeadError, EngineError, OverloadedError, RateLimitedError
-from service.prompt.builder import PromptBuilder
-from service.registry.registry import Registry
 from tests.integration.harness import DEADLINE_S, HELLO, PLAIN, WatchedEngine
 from tests.integration.listener import Listener
-from tests.support import classify_with
 
 DELAY_S = 0.2
 
@@ -40,16 +36,6 @@ FAILURES = pytest.mark.parametrize(
     [(ATTEMPTS - 2, True), (ATTEMPTS - 1, True), (ATTEMPTS, False)],
     ids=["limit-1", "limit", "limit+1"],
 )
-
-
-@pytest.fixture
-def listener() -> Listener:
-    return Listener()
-
-
-@pytest.fixture
-def classify(registry: Registry, builder: PromptBuilder, engine: WatchedEngine, listener: Listener) -> Classify:
-    return classify_with(registry, builder, engine, observer=listener)
 
 
 def fail(engine: WatchedEngine, times: int, error: Exception) -> None:

@@ -6,7 +6,6 @@ import grpc
 import pytest
 
 from service.api.servicer import Limits
-from service.classify import Classify
 from service.client import RpcError
 from service.domain import Conversation, Role, Turn
 from service.pb.fantail.v1 import classification_service_pb2 as pb
@@ -19,7 +18,6 @@ from tests.integration.harness import ACTIVATED, DEADLINE_S, NAMES, PLAIN, SECON
 from tests.integration.holding_engine import HoldingEngine
 from tests.integration.listener import Listener
 from tests.integration.talking import Following, agent, customer
-from tests.support import classify_with
 
 SYSTEM = pb.Turn(role=pb.ROLE_SYSTEM, text="moved to billing")
 SILENT = {"agent": agent("hello"), "system": SYSTEM}
@@ -29,16 +27,6 @@ LONG = "my parcel did not arrive and nobody answers " * 12
 @pytest.fixture
 def engine() -> HoldingEngine:
     return HoldingEngine()
-
-
-@pytest.fixture
-def listener() -> Listener:
-    return Listener()
-
-
-@pytest.fixture
-def classify(registry: Registry, builder: PromptBuilder, engine: HoldingEngine, listener: Listener) -> Classify:
-    return classify_with(registry, builder, engine, observer=listener)
 
 
 @pytest.fixture

@@ -21,14 +21,11 @@ from loadtest.profile import load_profile
 from loadtest.run import Target, first_rate, run
 from loadtest.schedule import calls
 from service.admission import Admission
-from service.classify import Classify
 from service.client import FantailClient
 from service.errors import EngineError
-from service.prompt.builder import PromptBuilder
 from service.registry.registry import Registry
 from tests.integration.harness import DEADLINE_S, HELLO, NAMES, NEVER_S, PLAIN, WatchedEngine, asks
 from tests.integration.listener import Listener
-from tests.support import classify_with
 from tests.traffic import write_profile
 
 RATE, STEADY_S = 50.0, 0.4
@@ -37,20 +34,8 @@ CALLS = 20
 
 
 @pytest.fixture
-def listener() -> Listener:
-    return Listener()
-
-
-@pytest.fixture
 def admission() -> Admission:
     return Admission(1 << 20, 1 << 40)
-
-
-@pytest.fixture
-def classify(
-    registry: Registry, builder: PromptBuilder, engine: WatchedEngine, admission: Admission, listener: Listener
-) -> Classify:
-    return classify_with(registry, builder, engine, admission, listener)
 
 
 @pytest.fixture

@@ -12,12 +12,10 @@ import grpc
 import pytest
 
 from service.admission import LEAST_RETRY_S, Admission
-from service.classify import Classify
 from service.client import RpcError
 from service.domain import Priority
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
-from service.prompt.builder import PromptBuilder
 from service.registry.registry import Registry
 from tests.integration.asking import ASKING, BATCH, DESCRIBING, answer, every, refusal
 from tests.integration.harness import (
@@ -30,7 +28,6 @@ from tests.integration.harness import (
     classify_request,
     fan_out_request,
 )
-from tests.support import classify_with
 
 MAX_CALLS = 3
 PLENTY = 1 << 40
@@ -52,11 +49,6 @@ def registry(registry: Registry) -> Registry:
 @pytest.fixture
 def admission() -> Admission:
     return Admission(MAX_CALLS, PLENTY)
-
-
-@pytest.fixture
-def classify(registry: Registry, builder: PromptBuilder, engine: WatchedEngine, admission: Admission) -> Classify:
-    return classify_with(registry, builder, engine, admission)
 
 
 Begin = Callable[..., Awaitable[None]]

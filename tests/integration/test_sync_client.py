@@ -18,13 +18,11 @@ from service.client import FantailSyncClient, RpcError
 from service.errors import OverloadedError
 from service.keys import KeyRing, new_key
 from service.pb.fantail.v1 import classification_service_pb2 as pb
-from service.prompt.builder import PromptBuilder
 from service.registry.registry import Registry
 from tests.integration.conftest import Serve
 from tests.integration.harness import ACTIVATED, DEADLINE_S, HELLO, NAMES, NEVER_S, PLAIN, asks
 from tests.integration.holding_engine import HoldingEngine
 from tests.integration.listener import Listener
-from tests.support import classify_with
 
 CALLERS = 8
 Value = TypeVar("Value")
@@ -35,16 +33,6 @@ BLANK: Any = [("customer", " ")]
 @pytest.fixture
 def engine() -> HoldingEngine:
     return HoldingEngine()
-
-
-@pytest.fixture
-def listener() -> Listener:
-    return Listener()
-
-
-@pytest.fixture
-def classify(registry: Registry, builder: PromptBuilder, engine: HoldingEngine, listener: Listener) -> Classify:
-    return classify_with(registry, builder, engine, observer=listener)
 
 
 @pytest.fixture

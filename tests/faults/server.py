@@ -72,8 +72,10 @@ class Server:
             return await AdminServiceStub(channel).Reload(request, metadata=metadata, timeout=120)
 
     async def in_use(self) -> float:
-        """Requests and KV blocks in use, as the engine itself counts them."""
-        return await asyncio.to_thread(self._in_use)
+        """Requests and KV blocks in use, as the engine itself counts them; waits while the server cannot say yet."""
+        while (found := await asyncio.to_thread(self._in_use)) is None:
+            await asyncio.sleep(0.1)
+        return found
 
     async def is_idle(self, seconds: float) -> bool:
         """Wait until nothing is in use; False when that takes too long."""
@@ -84,7 +86,7 @@ class Server:
             await asyncio.sleep(0.5)
         return False
 
-    def _in_use(self) -> float:
+    def _in_use(self) -> float | None:
         wanted = (
             'engine_requests{state="running"}',
             'engine_requests{state="waiting"}',
@@ -92,7 +94,10 @@ class Server:
         )
         with urllib.request.urlopen(self.metrics, timeout=10) as response:
             lines = dict(line.rsplit(" ", 1) for line in response.read().decode().splitlines() if line[0] != "#")
-        return sum(float(lines[f"fantail_{name}"]) for name in wanted)
+        # An engine that serves is asked every two seconds; until then its series are not there.
+        values = [lines.get(f"fantail_{name}") for name in wanted]
+        told = [float(value) for value in values if value is not None]
+        return sum(told) if len(told) == len(values) else None
 
     def terminate(self) -> tuple[int, float]:
         """Send SIGTERM; returns the exit code, and after how many seconds."""

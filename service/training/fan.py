@@ -71,6 +71,9 @@ class Fan(nn.Module):
     `tails`: token ids of each classifier's tail, invocation first; the answer is read at the last token.
     """
 
+    at_once = 8
+    """Conversations whose activations are held at once, between forward and backward."""
+
     def __init__(
         self,
         model: Any,

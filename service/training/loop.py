@@ -131,18 +131,22 @@ class Trainer:
     def _step(self, batch: Sequence[Example]) -> Tensor:
         """One update; returns each classifier's mean loss, NaN where no record of the batch carries its label."""
         self.fan.train()
-        logits = self.fan([example.prefix for example in batch])
         targets = torch.stack([example.targets for example in batch])
-        losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=UNKNOWN
-        )
-        known = (targets != UNKNOWN).float()
-        per_classifier = losses.view_as(targets).sum(0) / known.sum(0).clamp_min(1)
-        torch.autograd.backward(per_classifier.sum())
+        known = (targets != UNKNOWN).sum(0)
+        total = torch.zeros(len(known))
+        for start in range(0, len(batch), self.fan.at_once):
+            part = slice(start, start + self.fan.at_once)
+            logits = self.fan([example.prefix for example in batch[part]])
+            losses = nn.functional.cross_entropy(
+                logits.flatten(0, 1), targets[part].flatten(), reduction="none", ignore_index=UNKNOWN
+            )
+            per_classifier = losses.view_as(targets[part]).sum(0) / known.clamp_min(1)
+            torch.autograd.backward(per_classifier.sum())
+            total += per_classifier.detach()
         clip_each(self.parameters, self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return torch.where(known.sum(0) > 0, per_classifier.detach(), math.nan)
+        return torch.where(known > 0, total, math.nan)
 
     def _set_rate(self, step: int, steps: int) -> None:
         """Linear warm-up, then cosine to a tenth."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from service.training.fan import PAD_ID, Fan
+from service.training.fan import Fan
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,8 @@ class PlainPrefix:
 class PlainFan(Fan):
     """A fan of one tail whose adapter is active from the first token on."""
 
+    at_once = 1  # nothing is padded, and memory just given back is used again: two thirds of the time
+
     def __init__(self, model: Any, tail: Sequence[int], *settings: Any) -> None:
         super().__init__(model, [tail], *settings)
         self.tail = tuple(tail)
@@ -39,11 +41,8 @@ class PlainFan(Fan):
 
     def forward(self, prefixes: Sequence[PlainPrefix]) -> Tensor:  # type: ignore[override]
         """Logits at the answer position: [prefixes, 1, vocabulary]."""
-        prompts = [prefix.token_ids + self.tail for prefix in prefixes]
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[*prompt, *[PAD_ID] * (longest - len(prompt))] for prompt in prompts])
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        mask = (torch.arange(longest)[None, :] < lengths[:, None]).long()
-        hidden = self.model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        logits: Tensor = self.model.lm_head(hidden[torch.arange(len(prompts)), lengths - 1])
-        return logits.float()[:, None]
+        answers = [
+            self.model(input_ids=torch.tensor([prefix.token_ids + self.tail]), use_cache=False, logits_to_keep=1).logits
+            for prefix in prefixes
+        ]
+        return torch.cat(answers).float()

@@ -24,6 +24,8 @@ class TinyFan(nn.Module):
     `trained_on`: lengths of the prefixes it was trained on, in order.
     """
 
+    at_once = 8
+
     def __init__(self, broken_from: float = math.inf) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(len(LABEL_IDS), VOCABULARY, FEATURES))
@@ -181,6 +183,19 @@ def test_training_learns(tmp_path: Path) -> None:
     first, last = subject.curve[0], subject.curve[-1]
     assert all(after < before for before, after in zip(first.train_loss, last.train_loss, strict=True))
     assert all(loss < math.log(2) for loss in last.dev_loss)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_how_many_conversations_are_held_at_once_does_not_change_what_is_learned(tmp_path: Path, at_once: int) -> None:
+    apart = TinyFan()
+    apart.at_once = at_once
+    examples = [*TRAIN, example(13, (UNKNOWN, 4)), example(14, (UNKNOWN, UNKNOWN))]
+    curves = []
+    for number, fan in enumerate((TinyFan(), apart)):
+        subject = trainer(tmp_path / str(number), fan)
+        subject.run(examples, TRAIN, ignore, ignore)
+        curves.append([loss for scores in subject.curve for loss in scores.train_loss + scores.dev_loss])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
 
 
 def test_each_classifier_is_left_at_its_own_best_epoch(tmp_path: Path) -> None:

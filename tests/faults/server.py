@@ -73,9 +73,7 @@ class Server:
 
     async def in_use(self) -> float:
         """Requests and KV blocks in use, as the engine itself counts them; waits while the server cannot say yet."""
-        while (found := await asyncio.to_thread(self._in_use)) is None:
-            await asyncio.sleep(0.1)
-        return found
+        return await asyncio.to_thread(self._in_use)
 
     async def is_idle(self, seconds: float) -> bool:
         """Wait until nothing is in use; False when that takes too long."""
@@ -86,18 +84,20 @@ class Server:
             await asyncio.sleep(0.5)
         return False
 
-    def _in_use(self) -> float | None:
-        wanted = (
-            'engine_requests{state="running"}',
-            'engine_requests{state="waiting"}',
-            'engine_kv_blocks{state="used"}',
-        )
-        with urllib.request.urlopen(self.metrics, timeout=10) as response:
-            lines = dict(line.rsplit(" ", 1) for line in response.read().decode().splitlines() if line[0] != "#")
+    def _in_use(self) -> float:
+        wanted = {
+            'fantail_engine_requests{state="running"}',
+            'fantail_engine_requests{state="waiting"}',
+            'fantail_engine_kv_blocks{state="used"}',
+        }
         # An engine that serves is asked every two seconds; until then its series are not there.
-        values = [lines.get(f"fantail_{name}") for name in wanted]
-        told = [float(value) for value in values if value is not None]
-        return sum(told) if len(told) == len(values) else None
+        while not (series := self._series()).keys() >= wanted:
+            time.sleep(0.1)
+        return sum(float(series[name]) for name in wanted)
+
+    def _series(self) -> dict[str, str]:
+        with urllib.request.urlopen(self.metrics, timeout=10) as response:
+            return dict(line.rsplit(" ", 1) for line in response.read().decode().splitlines() if line[0] != "#")
 
     def terminate(self) -> tuple[int, float]:
         """Send SIGTERM; returns the exit code, and after how many seconds."""

@@ -2,7 +2,7 @@
 
 `python tools/tune.py [GROUP…]` tries all of them, or some groups, and goes on where it was interrupted. Results
 gather in `classifiers/tuning.json`, from which the table in `classifiers/TUNING.md` is written. Nothing here replaces a
-shipped adapter.
+shipped adapter. Two of these on different groups, one core and one thread each, do more than one on two cores.
 """
 
 from __future__ import annotations
@@ -184,6 +184,12 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def results_in(path: Path) -> dict[str, Any]:
+    """What has been measured so far, by group and name of the variant."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
 INTRODUCTION = """\
 # What was tried
 
@@ -203,13 +209,14 @@ def main() -> None:
     records = read_records(sorted((settings.classifiers / "data").glob("*.jsonl")), labels)
     wanted = [record for record in records if record.split in ("train", "dev")]
     path, console = settings.classifiers / "tuning.json", Console()
-    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results = results_in(path)
     prompt_format = load_prompt_format(settings.classifiers)
     tuning = Tuning(prompting, prompt_format, tasks, wanted, cache_folder() / "tune", console)
     for variant in VARIANTS:
         key = f"{variant.group}: {variant.name}"
         if key not in results and (not groups or variant.group in groups):
-            results[key] = tuning.measure(variant)
+            found = tuning.measure(variant)
+            results = results_in(path) | {key: found}  # another run may have added to it meanwhile
             write_whole(path, json.dumps(results, indent=1) + "\n")
     facts = {name: getattr(SHIPPED, name) for name in ("rank", "learning_rate", "epochs", "dropout")}
     write_whole(settings.classifiers / "TUNING.md", f"{INTRODUCTION.format(**facts)}\n{table(results)}\n")

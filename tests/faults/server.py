@@ -71,8 +71,8 @@ class Server:
             request = admin.ReloadRequest(classifiers=names)
             return await AdminServiceStub(channel).Reload(request, metadata=metadata, timeout=120)
 
-    async def in_use(self) -> float:
-        """Requests and KV blocks in use, as the engine itself counts them; waits while the server cannot say yet."""
+    async def in_use(self) -> float | None:
+        """Requests and KV blocks in use, as the engine itself counts them; None while the server cannot say."""
         return await asyncio.to_thread(self._in_use)
 
     async def is_idle(self, seconds: float) -> bool:
@@ -84,20 +84,16 @@ class Server:
             await asyncio.sleep(0.5)
         return False
 
-    def _in_use(self) -> float:
+    def _in_use(self) -> float | None:
         wanted = {
             'fantail_engine_requests{state="running"}',
             'fantail_engine_requests{state="waiting"}',
             'fantail_engine_kv_blocks{state="used"}',
         }
-        # An engine that serves is asked every two seconds; until then its series are not there.
-        while not (series := self._series()).keys() >= wanted:
-            time.sleep(0.1)
-        return sum(float(series[name]) for name in wanted)
-
-    def _series(self) -> dict[str, str]:
         with urllib.request.urlopen(self.metrics, timeout=10) as response:
-            return dict(line.rsplit(" ", 1) for line in response.read().decode().splitlines() if line[0] != "#")
+            series = dict(line.rsplit(" ", 1) for line in response.read().decode().splitlines() if line[0] != "#")
+        # An engine that serves is asked every two seconds; until then its series are not there.
+        return sum(float(series[name]) for name in wanted) if series.keys() >= wanted else None
 
     def terminate(self) -> tuple[int, float]:
         """Send SIGTERM; returns the exit code, and after how many seconds."""

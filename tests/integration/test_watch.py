@@ -82,6 +82,7 @@ async def start(served: Served, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         return results
 
     monkeypatch.setattr(watch, "QUIET_MS", QUIET_MS)
+    monkeypatch.setattr(watch, "LOOK_MS", QUIET_MS)
     monkeypatch.setattr(watchfiles.main, "RustNotify", notified)
     monkeypatch.setattr(served.deployer, "reload", reload)
     tasks: list[asyncio.Task[None]] = []
@@ -191,3 +192,41 @@ async def test_a_root_that_is_removed_ends_nothing(watched: Watched) -> None:
     shutil.rmtree(watched.served.classifiers)
     await watched.refused()
     assert not watched.task.done()
+
+
+async def test_a_root_that_is_made_again_is_watched_anew(watched: Watched) -> None:
+    before = watched.served.current().revision
+    root = watched.served.classifiers
+    shutil.copytree(root, watched.served.candidates / "kept")
+    shutil.rmtree(root)
+    await watched.refused()
+    change_manifest(watched.served.candidates / "kept" / ACTIVATED, description="Another.")
+    shutil.move(watched.served.candidates / "kept", root)
+    assert await watched.outcome(ACTIVATED) == "loaded"
+    assert watched.served.current().revision != before
+    change_manifest(root / PLAIN, description="Another.")
+    assert await watched.outcome(PLAIN) == "loaded"
+
+
+async def test_a_root_that_is_replaced_in_one_instant_is_watched_anew(watched: Watched) -> None:
+    root = watched.served.classifiers
+    shutil.copytree(root, watched.served.candidates / "new")
+    change_manifest(watched.served.candidates / "new" / ACTIVATED, description="Another.")
+    root.rename(watched.served.candidates / "old")
+    (watched.served.candidates / "new").rename(root)
+    assert await watched.outcome(ACTIVATED) == "loaded"
+    change_manifest(root / PLAIN, description="Another.")
+    assert await watched.outcome(PLAIN) == "loaded"
+
+
+async def test_a_link_that_is_turned_to_another_release_is_followed(start: Watch, served: Served) -> None:
+    shutil.copytree(served.classifiers, served.root / "release-2")
+    change_manifest(served.root / "release-2" / ACTIVATED, description="Another.")
+    served.classifiers.rename(served.root / "release-1")
+    served.classifiers.symlink_to("release-1")
+    watched = await start(served.classifiers)
+    (served.root / "next").symlink_to("release-2")
+    (served.root / "next").rename(served.classifiers)
+    assert await watched.outcome(ACTIVATED) == "loaded"
+    change_manifest(served.root / "release-2" / PLAIN, description="Another.")
+    assert await watched.outcome(PLAIN) == "loaded"

@@ -87,12 +87,16 @@ def classify(
     classifier: Annotated[list[str] | None, typer.Option(help="Ask this one; repeatable. Default: all.")] = None,
     address: Annotated[str, typer.Option(help="The server.")] = "127.0.0.1:50051",
     timeout: Annotated[float, typer.Option(help="Deadline in seconds.")] = CALL_SECONDS,
-    key: Annotated[str | None, typer.Option(help="API key, where the server wants one.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="API key, where the server wants one, or @FILE that holds it.")
+    ] = None,
     ca: Annotated[Path | None, typer.Option(help="PEM of who signs the server's certificate; talk TLS.")] = None,
+    cert: Annotated[Path | None, typer.Option(help="PEM of your own certificate, where the server wants one.")] = None,
+    cert_key: Annotated[Path | None, typer.Option(help="PEM of its key.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the response as JSON.")] = False,
 ) -> None:
     """Ask a running server about a conversation."""
-    turns, tls = _read_turns(conversation), _read_roots(ca) if ca else None
+    turns, tls = _read_turns(conversation), _read_tls(ca, cert, cert_key)
     response = asyncio.run(_ask(address, turns, classifier or [], timeout, _as_header(key), tls))
     if as_json:
         print(MessageToJson(response, always_print_fields_with_no_presence=True))
@@ -170,16 +174,33 @@ def _read_turns(path: Path) -> Turns:
         ) from error
 
 
-def _read_roots(path: Path) -> Tls:
+def _read_tls(roots: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:
+    """What the files hold, None for talk in the clear; of a broken one gRPC would not say what is wrong."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-        return Tls(roots=path.read_bytes())
+        if roots:
+            context.load_verify_locations(roots)
     except OSError as error:
-        raise typer.BadParameter(f"{path}: {type(error).__name__}; expected PEM certificates") from error
+        raise typer.BadParameter(f"{roots}: {type(error).__name__}; expected PEM certificates") from error
+    if not certificate and not key:
+        return Tls(roots.read_bytes()) if roots else None
+    if not certificate or not key:
+        raise typer.BadParameter("--cert and --cert-key: give both or neither")
+    try:
+        context.load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        message = f"{certificate}, {key}: {type(error).__name__}; expected PEM of a certificate and its unencrypted key"
+        raise typer.BadParameter(message) from error
+    return Tls(roots.read_bytes() if roots else None, certificate.read_bytes(), key.read_bytes())
 
 
 def _as_header(key: str | None) -> str | None:
     """The key, if a header can hold it; gRPC would fail without saying why."""
+    if key is not None and key.startswith("@"):
+        try:
+            key = Path(key[1:]).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(f"{key[1:]}: {type(error).__name__}; expected a file that holds a key") from error
     if key is not None and not re.fullmatch("[!-~]+", key):
         raise typer.BadParameter("--key: expected visible ASCII characters, at least one and no spaces")
     return key

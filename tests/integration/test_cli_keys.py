@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.certificates import Authority, install
+from tests.integration.certificates import Authority, Pair, encrypted, install
 from tests.integration.conftest import Serve
 from tests.integration.harness import NAMES, Ended, WatchedEngine, run_command
 from tests.integration.keyring import ring_of
@@ -20,6 +20,8 @@ KEY, DASHED = "key-of-support-4f1c", "-key-of-billing-77aa"
 KEYS = {KEY: 'name = "support"', DASHED: 'name = "billing"'}
 OURS, THEIRS = Authority("ours"), Authority("theirs")
 
+USAGE = 2
+
 Classify = Callable[..., Awaitable[Ended]]
 
 
@@ -28,6 +30,7 @@ def classify_talk(tmp_path: Path) -> Classify:
     """Runs `fantail classify` beside the two authorities' files."""
     for name, authority in (("ours.pem", OURS), ("theirs.pem", THEIRS)):
         (tmp_path / name).write_bytes(authority.pem)
+    (tmp_path / "key.txt").write_text(KEY + "\n")
 
     async def run(address: str, *arguments: str) -> Ended:
         command = (FANTAIL, "classify", "-", "--address", address, *arguments)
@@ -47,7 +50,7 @@ def assert_failed(ended: Ended, what: str) -> None:
     assert "Traceback" not in ended.err
 
 
-@pytest.mark.parametrize("key", [KEY, DASHED])
+@pytest.mark.parametrize("key", [KEY, DASHED, "@key.txt"])
 async def test_a_call_with_a_key_is_answered(serve: Serve, tmp_path: Path, classify_talk: Classify, key: str) -> None:
     assert_answered(await classify_talk(await serve(keys=ring_of(tmp_path, KEYS)), "--key", key))
 
@@ -76,3 +79,48 @@ async def test_a_server_that_is_not_trusted_is_not_talked_to(
     address = await serve(tls=install(tmp_path, OURS.server()))
     assert_failed(await classify_talk(address, *arguments), "UNAVAILABLE")
     assert engine.requests == []
+
+
+async def test_a_call_with_a_certificate_is_answered_where_callers_need_one(
+    serve: Serve, tmp_path: Path, classify_talk: Classify
+) -> None:
+    address = await serve(tls=install(tmp_path, OURS.server(), client_ca=OURS.pem))
+    write_pair(tmp_path, OURS.caller())
+    assert_answered(
+        await classify_talk(address, "--ca", "ours.pem", "--cert", "caller.pem", "--cert-key", "caller.key")
+    )
+    assert_failed(await classify_talk(address, "--ca", "ours.pem"), "UNAVAILABLE")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--cert", "caller.pem"), "--cert-key"),
+        (("--cert-key", "caller.key"), "--cert-key"),
+        (("--cert", "caller.pem", "--cert-key", "locked.key"), "unencrypted"),
+        (("--cert", "caller.pem", "--cert-key", "other.key"), "other.key"),
+        (("--cert", "nowhere.pem", "--cert-key", "caller.key"), "nowhere.pem"),
+    ],
+    ids=["certificate alone", "key alone", "encrypted", "another's key", "missing"],
+)
+async def test_a_certificate_that_cannot_be_used_is_a_usage_error_that_says_why(
+    tmp_path: Path, classify_talk: Classify, arguments: tuple[str, ...], named: str
+) -> None:
+    pair = OURS.caller()
+    write_pair(tmp_path, pair)
+    (tmp_path / "locked.key").write_bytes(encrypted(pair.key))
+    (tmp_path / "other.key").write_bytes(OURS.caller().key)
+    ended = await classify_talk("127.0.0.1:1", *arguments)
+    assert ended.code == USAGE
+    assert named in "".join(ended.err.split())
+
+
+async def test_a_file_that_holds_no_key_is_a_usage_error_that_names_it(classify_talk: Classify) -> None:
+    ended = await classify_talk("127.0.0.1:1", "--key", "@nowhere.txt")
+    assert ended.code == USAGE
+    assert "nowhere.txt" in ended.err
+
+
+def write_pair(folder: Path, pair: Pair) -> None:
+    (folder / "caller.pem").write_bytes(pair.certificate)
+    (folder / "caller.key").write_bytes(pair.key)

@@ -18,10 +18,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from safetensors.torch import load_file, save_file
 
 from loadtest.contestants import CALL_SECONDS, timed
 from loadtest.conversations import conversation, with_next_turn
@@ -29,11 +32,15 @@ from loadtest.output import wide_console, write_whole
 from loadtest.resident import resident_bytes
 from loadtest.server import ROOT, commit, fresh_server, machine, started_server
 from service.client import FantailClient
+from service.keys import new_key
+from service.pb.fantail.v1 import admin_service_pb2
+from service.pb.fantail.v1.admin_service_pb2_grpc import AdminServiceStub
 
 CONVERSATION_TOKENS = 1000
 TURNS = 20
 ADAPTERS = 64
 SLOTS = 16
+REVISIONS = 10
 
 WIDTH = 140
 """Of the output where it goes to no terminal."""
@@ -160,12 +167,64 @@ async def per_adapter(curve: Curve, rounds: int, advance: Callable[[], None]) ->
                 )
 
 
+async def per_revision(curve: Curve, rounds: int, advance: Callable[[], None]) -> None:
+    """New revisions of a classifier, one after the other from disk, while somebody else asks another classifier."""
+    key, digest = new_key()
+    metadata = (("authorization", f"Bearer {key}"),)
+    with many_classifiers(SLOTS) as folder, tempfile.TemporaryDirectory(prefix="fantail-revisions-") as scratch:
+        name, other = sorted(path.parent.name for path in folder.glob("*/classifier.toml"))[:2]
+        candidate = Path(scratch) / "candidates" / name
+        shutil.copytree(folder / name, candidate)
+        keys = Path(scratch) / "keys.toml"
+        keys.write_text(f'[[key]]\nname = "growth"\nsha256 = "{digest}"\nscopes = ["classify", "admin"]\n')
+        settings = {
+            "FANTAIL_CLASSIFIERS": str(folder),
+            "FANTAIL_CANDIDATES": str(candidate.parent),
+            "FANTAIL_ADMIN": "true",
+            "FANTAIL_KEYS": str(keys),
+        }
+        async with (
+            started_server(Path(scratch) / "log", **settings) as server,
+            FantailClient(server.address, key=key) as client,
+            grpc.aio.insecure_channel(server.address) as channel,
+        ):
+            admin = AdminServiceStub(channel)
+            calm = await waited_beside(client, [], other, 40 * rounds)
+            beside: list[float] = []
+            for number in range(REVISIONS * rounds):
+                change_slightly(candidate / "adapter" / "adapter_model.safetensors")
+                request = admin_service_pb2.LoadRevisionRequest(classifier=name, folder=name)
+                loading = asyncio.ensure_future(
+                    timed(admin.LoadRevision(request, timeout=CALL_SECONDS, metadata=metadata))
+                )
+                while not loading.done():
+                    beside += await waited_beside(client, [], other, 1)
+                taken, loaded = loading.result()
+                curve.add("load", number, taken)
+                unload = admin_service_pb2.UnloadRevisionRequest(classifier=name, revision=loaded.revision)
+                await admin.UnloadRevision(unload, timeout=CALL_SECONDS, metadata=metadata)
+                curve.add("GiB resident", number, resident_bytes(server.pid) / 2**30)
+                advance()
+    curve.notes.append(
+        f"a call beside a load: median {1000 * statistics.median(beside):.0f} ms, longest {1000 * max(beside):.0f} ms; "
+        f"without one {1000 * statistics.median(calm):.0f} and {1000 * max(calm):.0f} ms"
+    )
+
+
+def change_slightly(weights: Path) -> None:
+    """Make another adapter of it: one number by its last digit, so that it answers as before."""
+    tensors = load_file(weights)
+    first = next(iter(tensors.values())).view(-1)
+    first[0] = torch.nextafter(first[0], torch.tensor(torch.inf, dtype=first.dtype))
+    save_file(tensors, weights)
+
+
 async def waited_beside(client: FantailClient, others: Sequence[str], name: str, asked: int) -> list[float]:
     """Seconds of so many classifications by `name`, while somebody else asks `others` one after the other."""
     turns, theirs = conversation(100, "bystander"), conversation(100, "somebody else")
 
     async def ask_others() -> None:
-        while True:
+        while others:
             for other in others:
                 await client.classify(theirs, other, timeout=CALL_SECONDS)
 
@@ -193,6 +252,7 @@ CURVES: dict[str, tuple[str, str, str, Measure, int]] = {
     "turns": ("cost per turn of a live conversation", "turn", "s", per_turn, TURNS - 1),
     "calls": ("cost per call under way, 320 tokens", "call", "s", per_call, 5),
     "adapters": (f"{ADAPTERS} adapters in {SLOTS} slots", "adapter", "s", per_adapter, 1),
+    "revisions": ("new revisions from disk, copied, checked, proven", "revision", "s", per_revision, REVISIONS),
     "memory": (f"resident memory, {SLOTS} slots, 1 GiB of KV", "adapter", "GiB", memory, 4),
 }
 

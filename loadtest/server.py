@@ -19,6 +19,9 @@ from service.client import FantailClient
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 600
 
+LOG_END = 3000
+"""Characters of a log that are shown of a server that did not start."""
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -48,12 +51,29 @@ async def started_server(log: Path, **settings: str) -> AsyncIterator[Server]:
             env=os.environ | {"FANTAIL_ADDRESS": address} | settings,
         )
         try:
-            async with FantailClient(address) as client, asyncio.timeout(START_SECONDS):
-                await client.wait_until_serving()
+            await serving_or_ended(address, server, log)
             yield Server(address, server.pid)
         finally:
-            server.send_signal(signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                server.send_signal(signal.SIGTERM)
             await server.wait()
+
+
+async def serving_or_ended(address: str, server: asyncio.subprocess.Process, log: Path) -> None:
+    """Return once the server serves. Raises RuntimeError with the end of its log when it ends instead, TimeoutError."""
+    async with FantailClient(address) as client, asyncio.timeout(START_SECONDS):
+        serving = asyncio.create_task(client.wait_until_serving())
+        ended = asyncio.create_task(server.wait())
+        try:
+            await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()
+            else:
+                said = await asyncio.to_thread(log.read_text, encoding="utf-8", errors="replace")
+                raise RuntimeError(f"the server ended with code {server.returncode}; it said last:\n{said[-LOG_END:]}")
+        finally:
+            serving.cancel()
+            ended.cancel()
 
 
 def free_port() -> int:

@@ -20,6 +20,7 @@ from loadtest.outcome import STAGES, Outcome, seconds
 from loadtest.profile import load_profile
 from loadtest.run import Target, first_rate, run
 from loadtest.schedule import calls
+from loadtest.server import fresh_server
 from service.admission import Admission
 from service.client import FantailClient
 from service.errors import EngineError
@@ -170,3 +171,9 @@ async def test_the_command_prints_and_writes_what_became_of_each_run(
     assert [Outcome.from_json(each).by_status for each in value["runs"]] == [{"OK": 4}, {"OK": 8}]
     assert (tmp_path / "report" / "report.html").is_file()
     assert len(asked(listener)) == len(listener.heard) == 12  # no run asks what another has asked
+
+
+async def test_a_server_that_does_not_start_says_why_at_once(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="FANTAIL_NONSENSE: unknown setting"):
+        async with fresh_server(tmp_path / "log", FANTAIL_NONSENSE="1"):
+            pass

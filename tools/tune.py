@@ -1,6 +1,6 @@
 """What was tried: trains all classifiers under one change after another and measures each on the dev split.
 
-`python tools/tune.py [GROUP…]` tries all of them, or some groups, and goes on where it was interrupted. Results
+`python tools/tune.py [GROUP|KEY…]` tries all, or some groups or keys, and goes on where it was interrupted. Results
 gather in `classifiers/tuning.json`, from which the table in `classifiers/TUNING.md` is written. Nothing here replaces a
 shipped adapter. Two of these on different groups, one core and one thread each, do more than one on two cores.
 """
@@ -28,11 +28,14 @@ from service.settings import load_settings
 from service.start import Prompting, load_prompting
 from service.training.fan import Fan, PrefixKV
 from service.training.loop import Example, Trainer, TrainingConfig
+from service.training.plain import PlainFan, PlainPrefix
 from service.training.records import Record, read_records
 from service.training.train import Task, load_tasks, progress
 
-SHIPPED = TrainingConfig(epochs=4, base_dtype="bfloat16")
+HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+SHIPPED = TrainingConfig(epochs=4, base_dtype="bfloat16" if HAS_BFLOAT16 else "float32")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+QUARTER = "a quarter of the records"
 MLP = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -41,7 +44,8 @@ class Variant:
     """One change to what is shipped.
 
     `config`: changed fields of the training configuration; `words`: of the manifests, or others by their name in
-    `words_of`; `invocation`, `filler`: another one; `share`: of the training records, the first by id.
+    `words_of`; `invocation`, `filler`: another one; `share`: of the training records, the first by id; `plain`: the
+    one classifier to train, as a plain LoRA.
     """
 
     group: str
@@ -51,27 +55,35 @@ class Variant:
     invocation: str | None = None
     filler: str | None = None
     share: float = 1.0
+    plain: str | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.group}: {self.name}"
 
 
 VARIANTS = (
     Variant("as shipped", "seed 7"),
-    Variant("as shipped", "seed 8", {"seed": 8}),
     Variant("tail", "start token, one word", words="one word"),
     Variant("tail", "assistant's turn, one word, question mark", words="bare", invocation="<|im_start|>assistant\n"),
-    *(Variant("rank", f"rank {rank}", {"rank": rank, "alpha": 2.0 * rank}) for rank in (1, 8, 16)),
-    *(Variant("learning rate", f"{rate:g}", {"learning_rate": rate}) for rate in (5e-4, 2e-3)),
     *(Variant("training records", f"{share:.0%}", share=share) for share in (0.125, 0.25, 0.5)),
-    Variant("epochs", "8", {"epochs": 8}),
-    Variant("target modules", "attention, rank 12", {"target_modules": ATTENTION, "rank": 12, "alpha": 24.0}),
-    Variant("target modules", "MLP, rank 4", {"target_modules": MLP}),
-    Variant("dropout", "0.2", {"dropout": 0.2}),
-    Variant("filler", "a full stop", filler="."),
+    *(Variant(QUARTER, f"rank {rank}", {"rank": rank, "alpha": 2.0 * rank}, share=0.25) for rank in (1, 16)),
+    *(Variant(QUARTER, f"learning rate {rate:g}", {"learning_rate": rate}, share=0.25) for rate in (5e-4, 2e-3)),
+    Variant(QUARTER, "seed 8", {"seed": 8}, share=0.25),
+    Variant(QUARTER, "MLP only", {"target_modules": MLP}, share=0.25),
+    Variant(QUARTER, "attention only, rank 12", {"target_modules": ATTENTION, "rank": 12, "alpha": 24.0}, share=0.25),
+    Variant(QUARTER, "dropout 0.2", {"dropout": 0.2}, share=0.25),
+    Variant(QUARTER, "filler a full stop", filler=".", share=0.25),
+)
+PLAIN = tuple(
+    Variant("plain LoRA", name, share=0.25, plain=name)
+    for name in ("sentiment", "issue_resolved", "topic", "fraud_attempt", "urgency", "refund_request")
 )
 
 
 @dataclass(slots=True)
 class Tuning:
-    """Trains variants on one reading of the records, kept for all variants with the same prompt format."""
+    """Trains variants on one reading of the records, kept for all variants in a row with the same prompt format."""
 
     prompting: Prompting
     prompt_format: PromptFormat
@@ -79,30 +91,35 @@ class Tuning:
     records: Sequence[Record]
     scratch: Path
     console: Console
-    _read: dict[tuple[int, ...], dict[str, PrefixKV]] = field(default_factory=dict)
+    _read: dict[str, PrefixKV | PlainPrefix] = field(default_factory=dict)
+    _read_as: tuple[Any, ...] = ()
 
     def measure(self, variant: Variant) -> dict[str, Any]:
         """Train one variant and say what it answers on the dev split, each adapter at its best epoch."""
         began = time.monotonic()
         config = replace(SHIPPED, **variant.config)
         builder = self._builder(variant)
-        tails = [builder.tail(words_of(task, variant)) for task in self.tasks]
+        tasks = [task for task in self.tasks if variant.plain in (None, task.name)]
+        tails = [builder.tail(words_of(task, variant)) for task in tasks]
         torch.manual_seed(config.seed)
         model = AutoModelForCausalLM.from_pretrained(self.prompting.base.path, dtype=torch.float32)
         dtype: torch.dtype = getattr(torch, config.base_dtype)
-        fan = Fan(model, tails, config.target_modules, config.rank, config.alpha, config.dropout, dtype)
+        lora = (config.target_modules, config.rank, config.alpha, config.dropout, dtype)
+        fan = PlainFan(model, *tails, *lora) if variant.plain else Fan(model, tails, *lora)
         train = sorted((r for r in self.records if r.split == "train"), key=lambda r: r.conversation.id)
         train = train[: round(variant.share * len(train))]
         dev = [record for record in self.records if record.split == "dev"]
-        prefixes = self._prefixes(builder, fan)
+        prefixes = self._prefixes([*train, *dev], builder, fan)
         trainer = Trainer(
             fan,
-            [[label.token_id for label in task.labels] for task in self.tasks],
+            [[label.token_id for label in task.labels] for task in tasks],
             config,
             self.scratch / f"{variant.group} {variant.name}.pt".replace("/", " "),
         )
         examples = {
-            name: [Example(prefixes[r.conversation.id], self._targets(r)) for r in split]
+            name: [
+                Example(prefixes[r.conversation.id], torch.tensor([task.target(r) for task in tasks])) for r in split
+            ]
             for name, split in (("train", train), ("dev", dev))
         }
         with progress(self.console) as bars:
@@ -123,7 +140,7 @@ class Tuning:
             "dev_loss": round(mean(best), 4),
             "dev_accuracy": round(mean(right), 4),
             "dev_macro_f1": round(mean(f1), 4),
-            "by_classifier": {task.name: round(each, 4) for task, each in zip(self.tasks, f1, strict=True)},
+            "by_classifier": {task.name: round(each, 4) for task, each in zip(tasks, f1, strict=True)},
             "minutes": round((time.monotonic() - began) / 60, 1),
         }
 
@@ -132,21 +149,18 @@ class Tuning:
         changed = self.prompt_format.model_copy(update={key: each for key, each in changes.items() if each})
         return PromptBuilder(self.prompting.tokenizer, changed, self.prompting.context_tokens)
 
-    def _prefixes(self, builder: PromptBuilder, fan: Fan) -> Mapping[str, PrefixKV]:
-        key = builder.prefix(self.records[0].conversation).token_ids  # the invocation does not change what is read
-        if key not in self._read:
+    def _prefixes(
+        self, records: Sequence[Record], builder: PromptBuilder, fan: Fan
+    ) -> Mapping[str, PrefixKV | PlainPrefix]:
+        read_as = (type(fan), builder.prefix(self.records[0].conversation).token_ids)  # whatever the invocation is
+        if read_as != self._read_as:
             self._read.clear()  # some gigabytes
-            with progress(self.console) as bars:
-                bar = bars.add_task("reading with the base model", total=len(self.records))
-                found = {}
-                for record in self.records:
-                    found[record.conversation.id] = fan.read(builder.prefix(record.conversation).token_ids)
-                    bars.advance(bar)
-            self._read[key] = found
-        return self._read[key]
-
-    def _targets(self, record: Record) -> torch.Tensor:
-        return torch.tensor([task.target(record) for task in self.tasks])
+            self._read_as = read_as
+        with progress(self.console) as bars:
+            for record in bars.track(records, description="reading with the base model"):
+                if (name := record.conversation.id) not in self._read:
+                    self._read[name] = fan.read(builder.prefix(record.conversation).token_ids)
+        return self._read
 
 
 BARE = {
@@ -175,12 +189,24 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for variant in VARIANTS:
-        if (found := results.get(f"{variant.group}: {variant.name}")) is not None:
+        if (found := results.get(variant.key)) is not None:
             lines.append(
                 f"| {variant.group} | {variant.name} | {found['records']} | {found['tail_tokens']} | "
                 f"{found['parameters'] / 1000:.0f} k | {found['dev_loss']:.3f} | {found['dev_accuracy']:.3f} | "
                 f"{found['dev_macro_f1']:.3f} |"
             )
+    return "\n".join(lines)
+
+
+def plain_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Plain beside activated adapters on the same records, as Markdown."""
+    activated = results["training records: 25%"]["by_classifier"]
+    pairs = {v.name: results[v.key]["dev_macro_f1"] for v in PLAIN if v.key in results}
+    rows = [(name, activated[name], plain) for name, plain in pairs.items()]
+    if rows:
+        rows.append(("mean", mean([row[1] for row in rows]), mean([row[2] for row in rows])))
+    lines = ["| classifier | activated | plain | difference |", "|---|---|---|---|"]
+    lines += [f"| {name} | {ours:.3f} | {plain:.3f} | {ours - plain:+.3f} |" for name, ours, plain in rows]
     return "\n".join(lines)
 
 
@@ -196,30 +222,37 @@ INTRODUCTION = """\
 All sixteen classifiers are trained on the train split under one change at a time, and measured on the dev split (means
 over the sixteen, each adapter at its epoch of least dev loss). What is shipped: rank {rank} on all linear layers,
 learning rate {learning_rate:g}, {epochs} epochs, dropout {dropout:g}, a tail of start token, word and question mark, a
-line break as filler. The seeds under "as shipped" show what is noise. Written by `python tools/tune.py`.
+line break as filler. Rows under "a quarter of the records" are to be read beside "training records, 25 %"; its seed 8
+shows what is noise. Written by `python tools/tune.py`.
+"""
+ON_PLAIN = """## Plain beside activated LoRA
+
+The same rank, modules, words, schedule and quarter of the records; macro-F1 on the dev split. A plain LoRA also acts
+while the conversation is read, so each classifier reads every conversation again at every step: on the same cores one
+takes three times as long to train as all sixteen activated ones together. Hence some of them, chosen beforehand.
 """
 
 
 def main() -> None:
-    groups = sys.argv[1:]
+    wanted = set(sys.argv[1:])
     settings = load_settings()
     prompting = load_prompting(settings)
     tasks = load_tasks(settings.classifiers, [], prompting.tokenizer)
     labels = {task.name: list(task.manifest.labels) for task in tasks}
     records = read_records(sorted((settings.classifiers / "data").glob("*.jsonl")), labels)
-    wanted = [record for record in records if record.split in ("train", "dev")]
+    used = [record for record in records if record.split in ("train", "dev")]
     path, console = settings.classifiers / "tuning.json", Console()
     results = results_in(path)
     prompt_format = load_prompt_format(settings.classifiers)
-    tuning = Tuning(prompting, prompt_format, tasks, wanted, cache_folder() / "tune", console)
-    for variant in VARIANTS:
-        key = f"{variant.group}: {variant.name}"
-        if key not in results and (not groups or variant.group in groups):
+    tuning = Tuning(prompting, prompt_format, tasks, used, cache_folder() / "tune", console)
+    for variant in (*VARIANTS, *PLAIN):
+        if variant.key not in results and (not wanted or {variant.group, variant.key} & wanted):
             found = tuning.measure(variant)
-            results = results_in(path) | {key: found}  # another run may have added to it meanwhile
+            results = results_in(path) | {variant.key: found}  # another run may have added to it meanwhile
             write_whole(path, json.dumps(results, indent=1) + "\n")
     facts = {name: getattr(SHIPPED, name) for name in ("rank", "learning_rate", "epochs", "dropout")}
-    write_whole(settings.classifiers / "TUNING.md", f"{INTRODUCTION.format(**facts)}\n{table(results)}\n")
+    text = f"{INTRODUCTION.format(**facts)}\n{table(results)}\n\n{ON_PLAIN}\n{plain_table(results)}\n"
+    write_whole(settings.classifiers / "TUNING.md", text)
     console.print(table(results))
 
 

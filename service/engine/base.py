@@ -82,24 +82,18 @@ class ScoringEngine(Protocol):
 
         Raises EngineDeadError when the engine is gone, EngineError when it failed on this prompt.
         """
-        ...
 
     async def check(self) -> None:
         """Raise EngineDeadError when the engine cannot serve."""
-        ...
 
     async def load(self, adapter: EngineAdapter) -> None:
         """Make an adapter resident; nothing happens when it is. Raises EngineError when it has no room or is unfit."""
-        ...
 
     async def unload(self, name: str) -> None:
         """Free an adapter that no request uses any more; nothing happens when it is not there. Raises EngineError."""
-        ...
 
     async def places(self) -> Mapping[str, AdapterPlace]:
         """Every resident adapter by name. Raises EngineDeadError."""
-        ...
 
     async def counters(self) -> EngineCounters:
         """What the engine is doing. Raises EngineDeadError."""
-        ...

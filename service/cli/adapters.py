@@ -82,8 +82,8 @@ def train(
     classifiers: Names = None,
     data: Data = None,
     rank: Annotated[int, typer.Option(help="Rank of the adapters.", min=1)] = 4,
-    epochs: Annotated[int, typer.Option(min=1)] = 5,
-    learning_rate: Annotated[float, typer.Option()] = 1e-3,
+    epochs: Annotated[int, typer.Option(min=1)] = 4,
+    learning_rate: Annotated[float, typer.Option()] = 1.5e-3,
     seed: Annotated[int, typer.Option()] = 7,
     base_dtype: Annotated[
         Literal["float32", "bfloat16"],

@@ -32,9 +32,9 @@ class TrainingConfig:
     alpha: float = 8.0
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     dropout: float = 0.05
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     weight_decay: float = 0.01
-    epochs: int = 5
+    epochs: int = 4
     batch: int = 8
     warmup_share: float = 0.06
     clip_norm: float = 1.0

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from pathlib import Path
 
 import pytest
 
+from service.cli.adapters import train
 from service.prompt.builder import PromptBuilder
 from service.prompt.format import MAX_TAIL_TOKENS
 from service.prompt.labels import prove_labels
 from service.prompt.tokenizer import PromptTokenizer
 from service.registry.loader import RegistryLoader
 from service.registry.manifest import load_manifest
+from service.training.loop import TrainingConfig
 from service.training.records import read_records
 from tests.support import CLASSIFIERS
 
@@ -33,6 +37,14 @@ def test_its_labels_are_proven_and_its_tail_is_short(
     assert problems == []
     assert len({label.token_id for label in labels}) == len(manifest.labels)
     assert len(builder.tail(manifest.words)) <= MAX_TAIL_TOKENS // 4
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_it_was_trained_by_the_commands_defaults(folder: Path) -> None:
+    config = json.loads((folder / "training.json").read_text(encoding="utf-8"))["config"]
+    for option in ("rank", "epochs", "learning_rate", "seed", "base_dtype"):
+        default = inspect.signature(train).parameters[option].default
+        assert default == config[option] == getattr(TrainingConfig(), option)
 
 
 def test_no_two_ask_in_the_same_words() -> None:

@@ -120,7 +120,9 @@ async def test_the_engines_own_spans_stand_below_the_callers_trace(served: Serve
 
 async def test_a_call_that_is_given_up_frees_what_the_engine_held(served: Served, client: FantailClient) -> None:
     def asked(number: int) -> asyncio.Task[object]:
-        long: Turns = [("customer", f"{number}: " + "where is it? " * 200)] * 8
+        # Some steps long, so that it is seen; far from the 15 s without a result after which this server's engine is
+        # taken for hung, also on a slow machine.
+        long: Turns = [("customer", f"{number}: " + "where is it? " * 100)] * 8
         return asyncio.create_task(client.fan_out(long, timeout=60))
 
     call = asked(0)

@@ -20,11 +20,9 @@ from typing import Any
 
 import grpc
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from safetensors.torch import load_file, save_file
 
 from loadtest.contestants import CALL_SECONDS, timed
 from loadtest.conversations import conversation, with_next_turn
@@ -189,7 +187,7 @@ async def per_revision(curve: Curve, rounds: int, advance: Callable[[], None]) -
             grpc.aio.insecure_channel(server.address) as channel,
         ):
             admin = AdminServiceStub(channel)
-            calm = await waited_beside(client, [], other, 40 * rounds)
+            calm = await waited(client, other, 40 * rounds)
             beside: list[float] = []
             for number in range(REVISIONS * rounds):
                 change_slightly(candidate / "adapter" / "adapter_model.safetensors")
@@ -198,7 +196,7 @@ async def per_revision(curve: Curve, rounds: int, advance: Callable[[], None]) -
                     timed(admin.LoadRevision(request, timeout=CALL_SECONDS, metadata=metadata))
                 )
                 while not loading.done():
-                    beside += await waited_beside(client, [], other, 1)
+                    beside += await waited(client, other, 1)
                 taken, loaded = loading.result()
                 curve.add("load", number, taken)
                 unload = admin_service_pb2.UnloadRevisionRequest(classifier=name, revision=loaded.revision)
@@ -213,6 +211,9 @@ async def per_revision(curve: Curve, rounds: int, advance: Callable[[], None]) -
 
 def change_slightly(weights: Path) -> None:
     """Make another adapter of it: one number by its last digit, so that it answers as before."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
     tensors = load_file(weights)
     first = next(iter(tensors.values())).view(-1)
     first[0] = torch.nextafter(first[0], torch.tensor(torch.inf, dtype=first.dtype))
@@ -221,19 +222,25 @@ def change_slightly(weights: Path) -> None:
 
 async def waited_beside(client: FantailClient, others: Sequence[str], name: str, asked: int) -> list[float]:
     """Seconds of so many classifications by `name`, while somebody else asks `others` one after the other."""
-    turns, theirs = conversation(100, "bystander"), conversation(100, "somebody else")
+    theirs = conversation(100, "somebody else")
 
     async def ask_others() -> None:
-        while others:
+        while True:
             for other in others:
                 await client.classify(theirs, other, timeout=CALL_SECONDS)
 
     asking = asyncio.create_task(ask_others())
     try:
-        return [await seconds_of(client.classify(turns, name, timeout=CALL_SECONDS)) for _ in range(asked)]
+        return await waited(client, name, asked)
     finally:
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
+
+
+async def waited(client: FantailClient, name: str, asked: int) -> list[float]:
+    """Seconds of so many classifications by `name`."""
+    turns = conversation(100, "bystander")
+    return [await seconds_of(client.classify(turns, name, timeout=CALL_SECONDS)) for _ in range(asked)]
 
 
 async def memory(curve: Curve, rounds: int, advance: Callable[[], None]) -> None:

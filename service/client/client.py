@@ -6,20 +6,18 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 import grpc
 
+from service.client.connection import Metadata, Tls, metadata_with, open_channel
 from service.client.conversation import Turns, conversation
 from service.client.errors import RpcError, typed_errors
 from service.client.following import FollowedConversation
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1 import classifier_pb2
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
-
-Metadata = tuple[tuple[str, str], ...]
 
 ATTEMPTS = 3
 """How often at most a call is made, within its deadline, while servers are unavailable or overloaded."""
@@ -56,16 +54,6 @@ class Method(Protocol[Request, Reply]):
     def __call__(self, request: Request, /, *, timeout: float, metadata: Metadata) -> Awaitable[Reply]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """PEM bytes. `roots`: who signs the server's certificate, None for the system's; `certificate`, `key`: the
-    caller's own, for servers that want one."""
-
-    roots: bytes | None = None
-    certificate: bytes | None = None
-    key: bytes | None = None
-
-
 class FantailClient:
     """Talks to one server; use it as an async context manager. Every call has a deadline, in seconds.
 
@@ -77,15 +65,9 @@ class FantailClient:
     """
 
     def __init__(self, address: str, *, key: str | None = None, tls: Tls | None = None, retries: bool = True) -> None:
-        if key is not None and not (key.isascii() and key.isprintable()):
-            raise ValueError("a key consists of printable ASCII characters")
         options = [("grpc.service_config", json.dumps(SERVICE_CONFIG)), ("grpc.enable_retries", int(retries))]
-        if tls is None:
-            self._channel = grpc.aio.insecure_channel(address, options)
-        else:
-            credentials = grpc.ssl_channel_credentials(tls.roots, tls.key, tls.certificate)
-            self._channel = grpc.aio.secure_channel(address, credentials, options)
-        self._metadata: Metadata = (("authorization", f"Bearer {key}"),) if key else ()
+        self._metadata = metadata_with(key)
+        self._channel = open_channel(address, tls, options)
         self._attempts = ATTEMPTS if retries else 1
         self._stub = ClassificationServiceStub(self._channel)
 

@@ -13,7 +13,8 @@ from typing import Any, Self, TypeVar
 import grpc
 from google.rpc import status_pb2
 
-from service.client.client import FantailClient, Tls
+from service.client.client import FantailClient
+from service.client.connection import Tls
 from service.client.conversation import Turns
 from service.client.errors import RpcError
 from service.client.following import FollowedConversation

@@ -1,0 +1,68 @@
+"""`python -m loadtest.growth`: how cost grows, one curve after the other, each with its fitted line; prints and writes.
+
+Every curve starts a server of its own. Measurements alternate over the places of a curve and are medians; every
+conversation is new unless a curve is about going on with one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from loadtest.growth.adapters import ADAPTERS, SLOTS, memory, per_adapter
+from loadtest.growth.curve import Curve, draw, show
+from loadtest.growth.requests import CONVERSATION_TOKENS, TURNS, per_call, per_classifier, per_token, per_turn
+from loadtest.growth.revisions import REVISIONS, per_revision
+from loadtest.output import wide_console, write_whole
+from loadtest.server import commit, machine
+
+WIDTH = 140
+"""Of the output where it goes to no terminal."""
+
+Measure = Callable[[Curve, int, Callable[[], None]], Coroutine[Any, Any, None]]
+"""Fills a curve in so many rounds; calls its third argument after each step."""
+
+CURVES: dict[str, tuple[str, str, str, Measure, int]] = {
+    "tokens": ("cost per token of conversation", "token", "s", per_token, 7),
+    "classifiers": (f"cost per classifier, {CONVERSATION_TOKENS} tokens", "classifier", "s", per_classifier, 10),
+    "turns": ("cost per turn of a live conversation", "turn", "s", per_turn, TURNS - 1),
+    "calls": ("cost per call under way, 320 tokens", "call", "s", per_call, 5),
+    "adapters": (f"{ADAPTERS} adapters in {SLOTS} slots", "adapter", "s", per_adapter, 1),
+    "revisions": ("new revisions from disk, copied, checked, proven", "revision", "s", per_revision, REVISIONS),
+    "memory": (f"resident memory, {SLOTS} slots, 1 GiB of KV", "adapter", "GiB", memory, 4),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.growth", description=__doc__)
+    parser.add_argument("curves", nargs="*", help=f"of {', '.join(CURVES)}; default all")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="also write everything as JSON, and beside it the curves as SVG")
+    options = parser.parse_args()
+    if unknown := set(options.curves) - set(CURVES):
+        parser.error(f"no such curve: {', '.join(sorted(unknown))}")
+    console = wide_console(WIDTH)
+    curves: dict[str, Curve] = {}
+    for name in options.curves or CURVES:
+        title, x, unit, measure, places = CURVES[name]
+        curve = curves[name] = Curve(title, x, unit)
+        with Progress(console=console) as progress:
+            bar = progress.add_task(title, total=places * options.rounds)
+            asyncio.run(measure(curve, options.rounds, lambda bar=bar: progress.advance(bar)))  # type: ignore[misc]
+        show(curve, console)
+        if options.output:
+            found = {name: asdict(each) for name, each in curves.items()}
+            facts = {"machine": machine(), "commit": commit(), "curves": found}
+            write_whole(options.output, json.dumps(facts, indent=1) + "\n")
+            draw(list(curves.values()), options.output.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""A curve: what was measured at each place, the line through it, and how both are shown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+MOST_COLUMNS = 10
+
+
+@dataclass(slots=True)
+class Curve:
+    """What is measured over `x`, by series: all measurements of each place, in `unit`."""
+
+    title: str
+    x: str
+    unit: str
+    values: dict[str, dict[float, list[float]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, series: str, x: float, value: float) -> None:
+        self.values.setdefault(series, {}).setdefault(x, []).append(value)
+
+    def medians(self, series: str) -> dict[float, float]:
+        return {x: statistics.median(each) for x, each in self.values[series].items()}
+
+    def line(self, series: str) -> tuple[float, float]:
+        """Value at x = 0 and per unit of x, by least squares over the medians."""
+        points = self.medians(series)
+        slope, start = np.polyfit(list(points), list(points.values()), 1)
+        return float(start), float(slope)
+
+
+def show(curve: Curve, console: Console) -> None:
+    table = Table(title=f"{curve.title} · {curve.unit}", caption="\n".join(curve.notes) or None)
+    table.add_column("")
+    places = sorted({x for points in curve.values.values() for x in points})
+    if len(places) > MOST_COLUMNS:
+        places = places[:: len(places) // MOST_COLUMNS + 1] + places[-1:]
+    for x in places:
+        table.add_column(f"{x:g}", justify="right")
+    table.add_column(f"fit: at 0 + per {curve.x}", justify="right")
+    for series in curve.values:
+        medians, (start, slope) = curve.medians(series), curve.line(series)
+        cells = [f"{medians[x]:.3f}" if x in medians else "" for x in places]
+        table.add_row(series, *cells, f"{start:.4f} + {slope:.6f}")
+    console.print(table)
+
+
+def draw(curves: Sequence[Curve], path: Path) -> None:
+    """All curves side by side: medians as points, fits as lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(curves), 3.6), layout="constrained")
+    for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+        for series in curve.values:
+            medians, (start, slope) = curve.medians(series), curve.line(series)
+            points = axes.plot(list(medians), list(medians.values()), ".", label=series)
+            ends = (min(medians), max(medians))
+            axes.plot(ends, [start + slope * x for x in ends], color=points[0].get_color(), linewidth=0.8)
+        axes.set(title=curve.title, xlabel=curve.x, ylabel=curve.unit, ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    figure.savefig(path, metadata={"Date": None})

@@ -1,0 +1,74 @@
+"""What a new revision costs that is loaded from disk while others ask, and whether loads leave anything behind."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from loadtest.contestants import CALL_SECONDS, timed
+from loadtest.growth.curve import Curve
+from loadtest.growth.places import many_classifiers, waited
+from loadtest.resident import resident_bytes
+from loadtest.server import started_server
+from service.client import FantailAdminClient, FantailClient
+
+CLASSIFIERS = 16
+REVISIONS = 10
+
+
+async def per_revision(curve: Curve, rounds: int, advance: Callable[[], None]) -> None:
+    """New revisions of a classifier, one after the other from disk, while somebody else asks another classifier."""
+    key, held = secrets.token_urlsafe(), Curve("resident memory", "revision", "GiB")
+    with many_classifiers(CLASSIFIERS) as folder, tempfile.TemporaryDirectory(prefix="fantail-revisions-") as scratch:
+        name, other = sorted(path.parent.name for path in folder.glob("*/classifier.toml"))[:2]
+        candidate = Path(scratch) / "candidates" / name
+        shutil.copytree(folder / name, candidate)
+        keys = Path(scratch) / "keys.toml"
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        keys.write_text(f'[[key]]\nname = "growth"\nsha256 = "{digest}"\nscopes = ["classify", "admin"]\n')
+        settings = {
+            "FANTAIL_CLASSIFIERS": str(folder),
+            "FANTAIL_CANDIDATES": str(candidate.parent),
+            "FANTAIL_ADMIN": "true",
+            "FANTAIL_KEYS": str(keys),
+        }
+        async with (
+            started_server(Path(scratch) / "log", **settings) as server,
+            FantailClient(server.address, key=key) as client,
+            FantailAdminClient(server.address, key=key) as admin,
+        ):
+            calm = await waited(client, other, 40 * rounds)
+            beside: list[float] = []
+            for number in range(REVISIONS * rounds):
+                change_slightly(candidate / "adapter" / "adapter_model.safetensors")
+                loading = asyncio.create_task(timed(admin.load_revision(name, name, timeout=CALL_SECONDS)))
+                while not loading.done():
+                    beside += await waited(client, other, 1)
+                taken, revision = loading.result()
+                curve.add("load", number, taken)
+                await admin.unload_revision(name, revision, timeout=CALL_SECONDS)
+                held.add("server", number, resident_bytes(server.pid) / 2**30)
+                advance()
+    start, slope = held.line("server")
+    curve.notes.append(f"resident after the first load {start:.2f} GiB, and {1024 * slope:.2f} MiB more with each")
+    curve.notes.append(
+        f"a call beside a load: median {1000 * statistics.median(beside):.0f} ms, longest {1000 * max(beside):.0f} ms; "
+        f"without one {1000 * statistics.median(calm):.0f} and {1000 * max(calm):.0f} ms"
+    )
+
+
+def change_slightly(weights: Path) -> None:
+    """Make another adapter of it: one number by its last digit, so that it answers as before."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights)
+    first = next(iter(tensors.values())).view(-1)
+    first[0] = torch.nextafter(first[0], torch.tensor(torch.inf, dtype=first.dtype))
+    save_file(tensors, weights)

@@ -11,6 +11,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
 from loadtest.contestants import CALL_SECONDS, timed
 from loadtest.growth.curve import Curve
 from loadtest.growth.places import many_classifiers, waited
@@ -46,7 +49,7 @@ async def per_revision(curve: Curve, rounds: int, advance: Callable[[], None]) -
             calm = await waited(client, other, 40 * rounds)
             beside: list[float] = []
             for number in range(REVISIONS * rounds):
-                change_slightly(candidate / "adapter" / "adapter_model.safetensors")
+                change_slightly(candidate)
                 loading = asyncio.create_task(timed(admin.load_revision(name, name, timeout=CALL_SECONDS)))
                 while not loading.done():
                     beside += await waited(client, other, 1)
@@ -63,12 +66,12 @@ async def per_revision(curve: Curve, rounds: int, advance: Callable[[], None]) -
     )
 
 
-def change_slightly(weights: Path) -> None:
-    """Make another adapter of it: one number by its last digit, so that it answers as before."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
+def change_slightly(folder: Path) -> None:
+    """Make another revision of a classifier's folder: its adapter differs in the last digit of one number, so that it
+    answers as before. Its calibration goes, which belongs to the adapter as it was."""
+    weights = folder / "adapter" / "adapter_model.safetensors"
     tensors = load_file(weights)
-    first = next(iter(tensors.values())).view(-1)
-    first[0] = torch.nextafter(first[0], torch.tensor(torch.inf, dtype=first.dtype))
-    save_file(tensors, weights)
+    first = next(iter(tensors.values())).reshape(-1)
+    first[0] = np.nextafter(first[0], np.inf, dtype=first.dtype)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    (folder / "calibration.json").unlink(missing_ok=True)

@@ -103,10 +103,12 @@ def lay_out(b: Tensor) -> None:
     """Put `b` [slots, 1, outputs, rank] so into memory that one rank's outputs lie side by side, its shape kept.
 
     Both products that use it read it in that order. What is written into it later, an adapter that is loaded into a
-    slot, finds its place by the strides.
+    slot, finds its place by the strides; vLLM writes it outside the inference mode of its steps, in one of which this
+    is called, and a tensor made in that mode could not be written there.
     """
     if not b.mT.is_contiguous():
-        b.data = b.mT.contiguous().mT
+        with torch.inference_mode(mode=False):
+            b.data = b.mT.contiguous().mT
 
 
 class SegmentedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # mypy does not follow vLLM

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from safetensors.numpy import load_file, save_file
 
+from loadtest.growth.revisions import change_slightly
 from service.client import FantailClient, RpcError
 from service.pb.fantail.v1 import admin_service_pb2 as admin
 from tests.faults.load import TALKS, Account, summary
@@ -55,11 +57,10 @@ async def hang(server: Server, account: Account) -> str:
 
 
 async def reload_good(server: Server, account: Account) -> str:
-    """A manifest with other words for people makes a new revision with the same answers."""
+    """Another adapter with the same answers, which the engine has to load."""
     before = await revision(server)
-    path = server.folder / VICTIM / "classifier.toml"
-    path.write_text(f"# changed\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
-    (result,) = (await server.reload()).results
+    change_slightly(server.folder / VICTIM)
+    (result,) = await server.reload()
     if result.outcome != admin.RELOAD_OUTCOME_LOADED or await revision(server) in (before, ""):
         raise UnexpectedError(str(result))
     await asyncio.sleep(SETTLE_SECONDS)
@@ -68,19 +69,18 @@ async def reload_good(server: Server, account: Account) -> str:
 
 async def reload_bad(server: Server, account: Account) -> str:
     """Another classifier's adapter under this one's name, which only the gate can tell."""
-    before = await revision(server)
-    folder = server.folder / VICTIM / "adapter"
-    kept = folder.with_name(".kept")
-    shutil.copytree(folder, kept)
-    shutil.copytree(server.folder / "escalation_risk" / "adapter", folder, dirs_exist_ok=True)
-    (server.folder / VICTIM / "calibration.json").rename(server.folder / VICTIM / ".calibration")
-    try:
-        (result,) = (await server.reload()).results
-    finally:
-        shutil.rmtree(folder)
-        kept.rename(folder)
-        (server.folder / VICTIM / ".calibration").rename(server.folder / VICTIM / "calibration.json")
-    if result.outcome != admin.RELOAD_OUTCOME_REFUSED or await revision(server) != before:
+    before, folder = await revision(server), server.folder / VICTIM
+    with tempfile.TemporaryDirectory(prefix="fantail-kept-") as kept:
+        shutil.copytree(folder, kept, dirs_exist_ok=True)
+        shutil.copytree(server.folder / "escalation_risk" / "adapter", folder / "adapter", dirs_exist_ok=True)
+        (folder / "calibration.json").unlink(missing_ok=True)
+        try:
+            (result,) = await server.reload()
+        finally:
+            shutil.rmtree(folder)
+            shutil.copytree(kept, folder)
+    by_the_gate = result.outcome == admin.RELOAD_OUTCOME_REFUSED and result.problems[0].startswith(f"{VICTIM}: probe ")
+    if not by_the_gate or await revision(server) != before:
         raise UnexpectedError(str(result))
     await asyncio.sleep(SETTLE_SECONDS)
     return result.problems[0][:60]

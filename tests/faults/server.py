@@ -13,17 +13,16 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
 import psutil
 
+from service.client import FantailAdminClient
 from service.keys import new_key
 from service.pb.fantail.v1 import admin_service_pb2 as admin
-from service.pb.fantail.v1.admin_service_pb2_grpc import AdminServiceStub
 
 ROOT = Path(__file__).resolve().parents[2]
 STALL_SECONDS = 15
@@ -64,12 +63,10 @@ class Server:
         for process in self.engine_processes():
             process.suspend()
 
-    async def reload(self, *names: str) -> admin.ReloadResponse:
+    async def reload(self) -> Sequence[admin.ReloadResult]:
         """Ask the server to serve what its folder holds now."""
-        async with grpc.aio.insecure_channel(self.address) as channel:
-            metadata = (("authorization", f"Bearer {self.key}"),)
-            request = admin.ReloadRequest(classifiers=names)
-            return await AdminServiceStub(channel).Reload(request, metadata=metadata, timeout=120)
+        async with FantailAdminClient(self.address, key=self.key) as operator:
+            return await operator.reload(timeout=120)
 
     async def in_use(self) -> float | None:
         """Requests and KV blocks in use, as the engine itself counts them; None while the server cannot say."""

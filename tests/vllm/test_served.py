@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +17,7 @@ import pytest
 from grpc import StatusCode
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from loadtest.growth.revisions import change_slightly
 from service.client import FantailClient, RpcError, Turns
 from service.pb.fantail.v1 import admin_service_pb2 as admin
 from service.pb.fantail.v1 import classification_service_pb2 as pb
@@ -137,16 +139,33 @@ async def test_a_call_that_is_given_up_frees_what_the_engine_held(served: Served
     assert call.cancelled()
 
 
-async def test_a_changed_folder_takes_over_without_a_restart(
+async def test_a_changed_adapter_takes_over_without_a_restart(
     served: Served, client: FantailClient, registry: Registry
 ) -> None:
-    path = served.server.folder / "topic" / "classifier.toml"
-    path.write_text(f"# changed\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
-    (result,) = (await served.server.reload()).results
-    assert (result.classifier, result.outcome) == ("topic", admin.RELOAD_OUTCOME_LOADED)
+    before = await client.classify(TURNS, "topic", timeout=60)
+    change_slightly(served.server.folder / "topic")
+    (result,) = await served.server.reload()
+    assert (result.classifier, result.outcome, list(result.problems)) == ("topic", admin.RELOAD_OUTCOME_LOADED, [])
     assert result.previous_revision == registry.get("topic").revision
     answer = await client.classify(TURNS, "topic", timeout=60)
     assert answer.classification.revision == result.revision
+    for one, other in zip(before.classification.scores, answer.classification.scores, strict=True):
+        assert one.raw_probability == pytest.approx(other.raw_probability, abs=1e-3)
+
+
+async def test_another_classifiers_adapter_is_refused_by_the_gate_and_changes_nothing(
+    served: Served, client: FantailClient, registry: Registry
+) -> None:
+    folder = served.server.folder / "urgency"
+    shutil.copytree(served.server.folder / "sentiment" / "adapter", folder / "adapter", dirs_exist_ok=True)
+    (folder / "calibration.json").unlink()
+    (result,) = await served.server.reload()
+    assert (result.classifier, result.outcome) == ("urgency", admin.RELOAD_OUTCOME_REFUSED)
+    assert result.problems[0].startswith("urgency: probe 1: ")
+    answer = await client.classify(TURNS, "urgency", timeout=60)
+    assert answer.classification.revision == registry.get("urgency").revision
+    shutil.rmtree(folder)
+    shutil.copytree(ROOT / "classifiers" / "urgency", folder)
 
 
 async def test_a_killed_engine_is_said_to_be_unavailable_and_comes_back_with_the_same_answers(

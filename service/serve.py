@@ -34,9 +34,9 @@ from service.watch import reload_changed, report
 
 logger = logging.getLogger(__name__)
 
-CPU_TOKENS_IN_FLIGHT, GPU_TOKENS_IN_FLIGHT = 2_048, 65_536
-"""About two long conversations on a CPU, so that an accepted call waits for one other at most; enough to keep a GPU's
-steps full."""
+CPU_TOKENS_IN_FLIGHT, GPU_TOKENS_IN_FLIGHT = 1_536, 65_536
+"""On a CPU one and a half long conversations, so that an accepted call takes at most about one and a half times as long
+as a long one alone (docs/performance.md has the figures); enough to keep a GPU's steps full."""
 
 
 async def serve(settings: Settings) -> None:

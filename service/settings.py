@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     )
     max_tokens_in_flight: Count | None = setting(
         None,
-        "Tokens that admitted calls may still have to compute; beyond it calls are turned away at once. Default 2,048 "
+        "Tokens that admitted calls may still have to compute; beyond it calls are turned away at once. Default 1,536 "
         "on a CPU, 65,536 on a GPU. More keeps the engine fuller and everyone waiting longer.",
     )
     max_follows: Count = setting(
@@ -130,8 +130,8 @@ class Settings(BaseSettings):
     )
     stall_seconds: Positive = setting(
         120.0,
-        "An engine that has work and finishes none of it for so long is killed and started again. Less recovers "
-        "sooner; too little kills one that is merely slow.",
+        "An engine that has work and computes none of it for so long is killed and started again. Less recovers "
+        "sooner; it must be longer than a step may take.",
     )
     grace_seconds: float = setting(
         30.0, "How long a stopping server finishes accepted calls. Longer loses fewer; shorter restarts sooner.", ge=0

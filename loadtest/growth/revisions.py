@@ -46,7 +46,7 @@ async def per_revision(curve: Curve, rounds: int, advance: Callable[[], None]) -
             FantailClient(server.address, key=key) as client,
             FantailAdminClient(server.address, key=key) as admin,
         ):
-            calm = await waited(client, other, 40 * rounds)
+            calm = await waited(client, other, REVISIONS * rounds)
             beside: list[float] = []
             for number in range(REVISIONS * rounds):
                 change_slightly(candidate)

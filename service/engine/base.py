@@ -66,9 +66,10 @@ class AdapterPlace:
 
 @dataclass(frozen=True, slots=True)
 class EngineCounters:
-    """The engine's own counts: requests being computed and waiting, KV blocks in use and in all."""
+    """The engine's own counts: requests being computed, their tokens done, requests waiting, KV blocks in use and all."""
 
     running: int
+    computed_tokens: int
     waiting: int
     kv_blocks_used: int
     kv_blocks: int

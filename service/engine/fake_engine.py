@@ -18,7 +18,8 @@ class FakeEngine:
 
     `favour`: index of the label that each request gets most probability for. `fault`: raised, when it returns an
     error, instead of answering. `mass`: total probability of the labels. `requests`: everything asked so far;
-    `cancelled`: how many were cancelled while under way; `unfit`: raised, when it returns an error, instead of loading.
+    `cancelled`: how many were cancelled while under way; `unfit`: raised, when it returns an error, instead of loading;
+    `computed`: what it says to have computed of what is under way.
     """
 
     latency_s: float = 0.0
@@ -31,6 +32,7 @@ class FakeEngine:
     unfit: Callable[[EngineAdapter], Exception | None] = lambda adapter: None
     loaded: dict[str, int] = field(default_factory=dict)
     under_way: int = 0
+    computed: int = 0
     _cached: set[tuple[int, ...]] = field(default_factory=set)
 
     async def score(self, request: ScoringRequest) -> LabelLogprobs:
@@ -72,7 +74,7 @@ class FakeEngine:
 
     async def counters(self) -> EngineCounters:
         await self.check()
-        return EngineCounters(self.under_way, 0, len(self._cached), 1000)
+        return EngineCounters(self.under_way, self.computed, 0, len(self._cached), 1000)
 
     def _usage(self, request: ScoringRequest) -> TokenUsage:
         shared = request.token_ids[: request.activation_index or 0]

@@ -27,6 +27,9 @@ FIRST_DELAY_S, MAX_DELAY_S = 0.5, 60.0
 PROVE_SECONDS = 600.0
 """How long an engine may take to prove itself; one that takes longer is given up."""
 
+LOOKED_AT = 0.25
+"""After which share of the time to a stall an engine that finishes nothing is asked what it computes."""
+
 STEADY_SECONDS = 60.0
 """How long an engine has to live for the next restart to begin without delay again."""
 
@@ -43,7 +46,7 @@ class SupervisedEngine:
     """Stands for whichever engine runs at the moment, as long as somebody runs `run`.
 
     `start`: an engine for as long as its context lasts; `prove`: returns once it may answer, or raises;
-    `stall_seconds`: an engine that has work and finishes none of it for so long is as good as dead.
+    `stall_seconds`: an engine that has work and neither finishes nor computes any of it for so long is as good as dead.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class SupervisedEngine:
         self._died = asyncio.Event()
         self._waiting = 0
         self._progress = 0.0
+        self._computed: int | None = None
         self.state = State.STARTING
         self.restarts = 0
 
@@ -127,7 +131,7 @@ class SupervisedEngine:
             async with asyncio.timeout(PROVE_SECONDS):
                 await self._prove(engine)
             self._died.clear()
-            self._waiting = 0
+            self._waiting, self._computed = 0, None
             self._engine, self.state, began = engine, State.SERVING, clock()
             started.set()
             logger.info("the engine serves")
@@ -139,19 +143,31 @@ class SupervisedEngine:
 
     async def _death(self, engine: ScoringEngine) -> None:
         """Return when the engine is dead, noticed by a request or by asking, or does nothing."""
-        while not self._died.is_set():
-            try:
-                await engine.check()
-            except EngineDeadError:
-                break
-            if self._has_stalled():
-                logger.error("the engine has finished nothing for %.0f s", self._stall_seconds)
-                break
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CHECK_SECONDS):
-                    await self._died.wait()
+        looking: asyncio.Task[None] | None = None
+        try:
+            while not self._died.is_set():
+                try:
+                    await engine.check()
+                except EngineDeadError:
+                    break
+                silent = asyncio.get_running_loop().time() - self._progress if self._waiting else 0.0
+                if silent > self._stall_seconds:
+                    logger.error("the engine has computed nothing for %.0f s", self._stall_seconds)
+                    break
+                if silent > LOOKED_AT * self._stall_seconds and (looking is None or looking.done()):
+                    looking = asyncio.create_task(self._look_at(engine))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CHECK_SECONDS):
+                        await self._died.wait()
+        finally:
+            if looking is not None:  # an engine that hangs never answers it
+                looking.cancel()
         logger.error("the engine is dead")
 
-    def _has_stalled(self) -> bool:
-        silent = asyncio.get_running_loop().time() - self._progress
-        return self._waiting > 0 and silent > self._stall_seconds
+    async def _look_at(self, engine: ScoringEngine) -> None:
+        """Ask an engine that finishes nothing how far it is; further than before is progress."""
+        with contextlib.suppress(FantailError):
+            computed = (await engine.counters()).computed_tokens
+            if self._computed is not None and computed > self._computed:
+                self._progress = asyncio.get_running_loop().time()
+            self._computed = computed

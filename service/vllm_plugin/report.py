@@ -37,12 +37,14 @@ def _inactive_patches_of_worker(self: Any) -> dict[str, str]:
 
 
 def _counters(self: Any) -> dict[str, int]:
-    """Of an engine core: requests being computed and waiting, KV blocks in use and in all (one is vLLM's own)."""
+    """Of an engine core: requests being computed, tokens of these that are done, requests waiting, KV blocks in use and
+    in all (one is vLLM's own). It answers between two steps, or never when one hangs."""
     scheduler = self.scheduler
     pool = scheduler.kv_cache_manager.block_pool
     blocks = pool.num_gpu_blocks - 1
     return {
         "running": len(scheduler.running),
+        "computed_tokens": sum(request.num_computed_tokens for request in scheduler.running),
         "waiting": len(scheduler.waiting),
         "kv_blocks_used": blocks - pool.get_num_free_blocks(),
         "kv_blocks": blocks,

@@ -34,7 +34,8 @@ STOP_SECONDS = 90
 class Server:
     """A running `fantail serve`.
 
-    `folder`: its classifiers, which faults may change; `log`: what it has said; `metrics`: URL of what it counts.
+    `folder`: its classifiers, which faults may change; `candidates`: where further revisions are loaded from; `log`:
+    what it has said; `metrics`: URL of what it counts.
     """
 
     process: subprocess.Popen[bytes]
@@ -42,6 +43,7 @@ class Server:
     metrics: str
     key: str
     folder: Path
+    candidates: Path
     log: Path
 
     def engine_processes(self) -> list[psutil.Process]:
@@ -87,10 +89,24 @@ class Server:
             'fantail_engine_requests{state="waiting"}',
             'fantail_engine_kv_blocks{state="used"}',
         }
-        with urllib.request.urlopen(self.metrics, timeout=10) as response:
-            series = dict(line.rsplit(" ", 1) for line in response.read().decode().splitlines() if line[0] != "#")
+        series = self.series()
         # An engine that serves is asked every two seconds; until then its series are not there.
-        return sum(float(series[name]) for name in wanted) if series.keys() >= wanted else None
+        return sum(series[name] for name in wanted) if series.keys() >= wanted else None
+
+    def comes_to_count(self, name: str, seconds: float) -> bool:
+        """Wait until it counts this series; False when that takes too long."""
+        deadline = time.monotonic() + seconds
+        while name not in self.series():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        return True
+
+    def series(self) -> dict[str, float]:
+        """What it counts, by name and labels."""
+        with urllib.request.urlopen(self.metrics, timeout=10) as response:
+            lines = [line.rsplit(" ", 1) for line in response.read().decode().splitlines() if line[0] != "#"]
+        return {name: float(value) for name, value in lines}
 
     def terminate(self) -> tuple[int, float]:
         """Send SIGTERM; returns the exit code, and after how many seconds."""
@@ -103,7 +119,9 @@ class Server:
 def running_server(**settings: str) -> Iterator[Server]:
     """Start a server; whatever is left of it is killed at the end."""
     with tempfile.TemporaryDirectory(prefix="fantail-faults-") as scratch:
-        folder, keys, log = Path(scratch) / "classifiers", Path(scratch) / "keys.toml", Path(scratch) / "server.log"
+        folder, candidates = Path(scratch) / "classifiers", Path(scratch) / "candidates"
+        keys, log = Path(scratch) / "keys.toml", Path(scratch) / "server.log"
+        candidates.mkdir()
         shutil.copytree(ROOT / "classifiers", folder, ignore=shutil.ignore_patterns("data", ".*"))
         key, digest = new_key()
         keys.write_text(f'[[key]]\nname = "faults"\nsha256 = "{digest}"\nscopes = ["classify", "admin"]\n')
@@ -112,6 +130,7 @@ def running_server(**settings: str) -> Iterator[Server]:
         environment |= {
             "FANTAIL_ADDRESS": address,
             "FANTAIL_CLASSIFIERS": str(folder),
+            "FANTAIL_CANDIDATES": str(candidates),
             "FANTAIL_KEYS": str(keys),
             "FANTAIL_ADMIN": "true",
             "FANTAIL_METRICS_ADDRESS": metrics,
@@ -124,7 +143,7 @@ def running_server(**settings: str) -> Iterator[Server]:
                 [sys.executable, "-m", "service", "serve"], cwd=ROOT, env=environment, stdout=output, stderr=output
             )
             try:
-                yield Server(process, address, f"http://{metrics}/metrics", key, folder, log)
+                yield Server(process, address, f"http://{metrics}/metrics", key, folder, candidates, log)
             finally:
                 _kill_all(process)
 

@@ -165,7 +165,7 @@ async def test_restarts_are_counted_from_none(supervise: Supervise) -> None:
         pytest.param(STALL_S + 1, 1, id="limit+1"),
     ],
 )
-async def test_an_engine_that_has_work_and_finishes_none_of_it_is_started_again(
+async def test_an_engine_that_has_work_and_does_none_of_it_is_started_again(
     supervise: Supervise, clock: TurnedLoop, silent: float, restarts: int
 ) -> None:
     stuck, then = stuck_engine(), Engine()
@@ -200,6 +200,53 @@ async def test_an_engine_that_finishes_some_of_its_work_does_not_stall(supervise
             await supervision.engine.score(REQUEST)
             await engine.looked_after()
     assert supervision.engine.restarts == 0
+
+
+async def test_an_engine_that_computes_without_finishing_anything_does_not_stall(
+    supervise: Supervise, clock: TurnedLoop
+) -> None:
+    engine = stuck_engine()
+    supervision = supervise(engine)
+    await supervision.serving()
+    with asked(supervision):
+        await until(lambda: engine.asked == 1)
+        for _ in range(20):
+            clock.now += STALL_S / 2
+            await engine.looked_after()
+            engine.computed += 1
+            await engine.looked_after()
+    assert supervision.engine.restarts == 0
+
+
+async def test_an_engine_that_answers_how_far_it_is_and_gets_no_further_is_started_again(
+    supervise: Supervise, clock: TurnedLoop
+) -> None:
+    engine, then = stuck_engine(), Engine()
+    supervision = supervise(engine, then)
+    await supervision.serving()
+    with asked(supervision):
+        await until(lambda: engine.asked == 1)
+        for computed in (5, 5, 3):  # less: a caller has given up
+            engine.computed = computed
+            clock.now += STALL_S / 3
+            await engine.looked_after()
+        clock.now += 1.0
+        await supervision.serving(restarts=1)
+
+
+async def test_an_engine_that_does_not_say_how_far_it_is_is_started_again(
+    supervise: Supervise, clock: TurnedLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, then = stuck_engine(), Engine()
+    monkeypatch.setattr(engine, "counters", lambda: asyncio.Event().wait())
+    supervision = supervise(engine, then)
+    await supervision.serving()
+    with asked(supervision):
+        await until(lambda: engine.asked == 1)
+        clock.now += STALL_S / 2
+        await engine.looked_after()
+        clock.now += STALL_S / 2 + 1.0
+        await supervision.serving(restarts=1)
 
 
 async def test_a_request_that_fails_is_no_work_any_more(supervise: Supervise, clock: TurnedLoop) -> None:

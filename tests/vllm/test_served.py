@@ -18,7 +18,7 @@ from grpc import StatusCode
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from loadtest.growth.revisions import change_slightly
-from service.client import FantailClient, RpcError, Turns
+from service.client import FantailAdminClient, FantailClient, RpcError, Turns
 from service.pb.fantail.v1 import admin_service_pb2 as admin
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
@@ -32,6 +32,7 @@ from tests.vllm.conftest import ROOT
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 TURNS: Turns = [(t["role"], t["text"]) for t in json.loads((ROOT / "examples/conversation.json").read_text())["turns"]]
+AGREES = 'fantail_shadowed_total{classifier="sentiment",outcome="agrees"}'
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
@@ -122,8 +123,7 @@ async def test_the_engines_own_spans_stand_below_the_callers_trace(served: Serve
 
 async def test_a_call_that_is_given_up_frees_what_the_engine_held(served: Served, client: FantailClient) -> None:
     def asked(number: int) -> asyncio.Task[object]:
-        # Some steps long, so that it is seen; far from the 15 s without a result after which this server's engine is
-        # taken for hung, also on a slow machine.
+        # Some steps long, so that it is seen.
         long: Turns = [("customer", f"{number}: " + "where is it? " * 100)] * 8
         return asyncio.create_task(client.fan_out(long, timeout=60))
 
@@ -151,6 +151,46 @@ async def test_a_changed_adapter_takes_over_without_a_restart(
     assert answer.classification.revision == result.revision
     for one, other in zip(before.classification.scores, answer.classification.scores, strict=True):
         assert one.raw_probability == pytest.approx(other.raw_probability, abs=1e-3)
+
+
+async def test_a_further_revision_answers_in_the_shadow_then_in_earnest_and_goes(
+    served: Served, client: FantailClient, registry: Registry
+) -> None:
+    own, candidate = registry.get("sentiment").revision, served.server.candidates / "sentiment-2"
+    shutil.copytree(served.server.folder / "sentiment", candidate)
+    change_slightly(candidate)
+    async with FantailAdminClient(served.server.address, key=served.server.key) as operator:
+        revision = await operator.load_revision("sentiment", candidate.name, timeout=120)
+        await operator.set_traffic("sentiment", {own: 100}, [revision], timeout=60)
+        before = await client.classify(TURNS, "sentiment", timeout=60)
+        assert before.classification.revision == own
+        assert await asyncio.to_thread(served.server.comes_to_count, AGREES, 30)
+
+        await operator.set_traffic("sentiment", {revision: 100, own: 0}, timeout=60)
+        after = await client.classify(TURNS, "sentiment", timeout=60)
+        assert after.classification.revision == revision
+        for one, other in zip(before.classification.scores, after.classification.scores, strict=True):
+            assert one.raw_probability == pytest.approx(other.raw_probability, abs=1e-3)
+        listed = {each.revision: each for each in await operator.list_revisions(timeout=60)}
+        assert listed[revision].adapter.resident
+        assert listed[revision].adapter.slot >= 0
+
+        await operator.set_traffic("sentiment", {}, timeout=60)
+        await operator.unload_revision("sentiment", revision, timeout=60)
+        listed = {each.revision: each for each in await operator.list_revisions(timeout=60)}
+    assert revision not in listed
+    assert all(each.adapter.resident for each in listed.values())
+
+
+async def test_a_classifier_that_is_added_answers(served: Served, client: FantailClient) -> None:
+    shutil.copytree(served.server.folder / "topic", served.server.folder / "subject")
+    (result,) = await served.server.reload()
+    assert (result.classifier, result.outcome) == ("subject", admin.RELOAD_OUTCOME_LOADED)
+    first, second = (await client.fan_out(TURNS, ["subject", "topic"], timeout=60)).results
+    assert first.classification.label == second.classification.label
+    shutil.rmtree(served.server.folder / "subject")
+    (result,) = await served.server.reload()
+    assert (result.classifier, result.outcome) == ("subject", admin.RELOAD_OUTCOME_REMOVED)
 
 
 async def test_another_classifiers_adapter_is_refused_by_the_gate_and_changes_nothing(

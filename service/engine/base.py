@@ -66,7 +66,7 @@ class AdapterPlace:
 
 @dataclass(frozen=True, slots=True)
 class EngineCounters:
-    """The engine's own counts: requests being computed, their tokens done, requests waiting, KV blocks in use and all."""
+    """The engine's own counts: requests being computed, their tokens done, requests waiting, KV blocks used and all."""
 
     running: int
     computed_tokens: int

@@ -9,7 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from service.domain import TokenUsage
+from service.engine import supervised
 from service.engine.base import LabelLogprobs, ScoringRequest
 from service.engine.fake_engine import FakeEngine
 from service.engine.supervised import State, SupervisedEngine
@@ -131,3 +134,28 @@ class TurnedLoop:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
+
+
+def turned_loop(monkeypatch: pytest.MonkeyPatch) -> TurnedLoop:
+    """What supervision takes for the running loop, until the test ends."""
+    loop = TurnedLoop()
+    monkeypatch.setattr(supervised.asyncio, "get_running_loop", lambda: loop)
+    return loop
+
+
+Supervise = Callable[..., Supervision]
+
+
+@contextlib.asynccontextmanager
+async def supervising(stall_seconds: float = math.inf) -> AsyncIterator[Supervise]:
+    """Begins supervisions that run until the body ends; call with the engines and failures that are started."""
+    made: list[Supervision] = []
+
+    def begin(*plan: Engine | Exception) -> Supervision:
+        made.append(Supervision(list(plan), stall_seconds))
+        made[-1].begin()
+        return made[-1]
+
+    yield begin
+    for each in made:
+        await each.end()

@@ -1,19 +1,18 @@
-"""When a dead engine is started again, how an engine that stands still is noticed, and how supervision ends."""
+"""When a dead engine is started again, and how supervision ends."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from service.engine import supervised
-from service.engine.base import LabelLogprobs, ScoringRequest
-from service.errors import EngineDeadError, EngineError, StartError
-from tests.unit.supervision import Engine, Supervision, TurnedLoop, tick, until
+from service.engine.base import ScoringRequest
+from service.errors import EngineDeadError, StartError
+from tests.unit.supervision import Engine, Supervise, Supervision, TurnedLoop, supervising, tick, turned_loop, until
 
-FIRST_S, MOST_S, STEADY_S, STALL_S = 1.0, 10.0, 60.0, 30.0
+FIRST_S, MOST_S, STEADY_S = 1.0, 10.0, 60.0
 GROWING = [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
 REQUEST = ScoringRequest((1, 2, 3), (11, 12), None, None)
 NO = StartError("no")
@@ -38,50 +37,13 @@ def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 async def clock(monkeypatch: pytest.MonkeyPatch) -> TurnedLoop:
-    loop = TurnedLoop()
-    monkeypatch.setattr(supervised.asyncio, "get_running_loop", lambda: loop)
-    return loop
+    return turned_loop(monkeypatch)
 
 
 @pytest.fixture
-async def supervise(clock: TurnedLoop) -> AsyncIterator[Callable[..., Supervision]]:
-    """A supervision that runs until the test ends; call with what it starts."""
-    made: list[Supervision] = []
-
-    def begin(*plan: Engine | Exception) -> Supervision:
-        made.append(Supervision(list(plan), STALL_S))
-        made[-1].begin()
-        return made[-1]
-
-    yield begin
-    for each in made:
-        await each.end()
-
-
-Supervise = Callable[..., Supervision]
-
-
-def stuck_engine() -> Engine:
-    """One that answers nothing until its gate is opened."""
-    engine = Engine()
-    engine.gate.clear()
-    return engine
-
-
-def open_gate() -> asyncio.Event:
-    gate = asyncio.Event()
-    gate.set()
-    return gate
-
-
-@contextlib.contextmanager
-def asked(supervision: Supervision) -> Iterator[asyncio.Task[LabelLogprobs]]:
-    """A request that waits as long as the body lasts, unless it is answered."""
-    task = asyncio.create_task(supervision.engine.score(REQUEST))
-    try:
-        yield task
-    finally:
-        task.cancel()
+async def supervise(clock: TurnedLoop) -> AsyncIterator[Supervise]:
+    async with supervising() as begin:
+        yield begin
 
 
 async def test_failures_to_start_again_are_retried_ever_later_up_to_the_longest_delay(
@@ -155,155 +117,6 @@ async def test_restarts_are_counted_from_none(supervise: Supervise) -> None:
         await supervision.serving(restarts)
         assert supervision.engine.restarts == restarts
         supervision.open[0].dead = True
-
-
-@pytest.mark.parametrize(
-    ("silent", "restarts"),
-    [
-        pytest.param(STALL_S - 1, 0, id="limit-1"),
-        pytest.param(STALL_S, 0, id="limit"),
-        pytest.param(STALL_S + 1, 1, id="limit+1"),
-    ],
-)
-async def test_an_engine_that_has_work_and_does_none_of_it_is_started_again(
-    supervise: Supervise, clock: TurnedLoop, silent: float, restarts: int
-) -> None:
-    stuck, then = stuck_engine(), Engine()
-    supervision = supervise(stuck, then)
-    await supervision.serving()
-    clock.now += 1000.0  # without work, which is no stall
-    with asked(supervision):
-        await until(lambda: stuck.asked == 1)
-        clock.now += silent
-        await (then if restarts else stuck).looked_after()
-    assert supervision.engine.restarts == restarts
-
-
-async def test_an_engine_without_work_does_not_stall(supervise: Supervise, clock: TurnedLoop) -> None:
-    supervision = supervise(Engine())
-    await supervision.serving()
-    await supervision.engine.score(REQUEST)
-    clock.now += STALL_S + 1
-    await supervision.open[0].looked_after()
-    assert supervision.engine.restarts == 0
-
-
-async def test_an_engine_that_finishes_some_of_its_work_does_not_stall(supervise: Supervise, clock: TurnedLoop) -> None:
-    engine = stuck_engine()
-    supervision = supervise(engine)
-    await supervision.serving()
-    with asked(supervision):
-        await until(lambda: engine.asked == 1)
-        for _ in range(3):
-            clock.now += STALL_S
-            engine.gate = open_gate()
-            await supervision.engine.score(REQUEST)
-            await engine.looked_after()
-    assert supervision.engine.restarts == 0
-
-
-async def test_an_engine_that_computes_without_finishing_anything_does_not_stall(
-    supervise: Supervise, clock: TurnedLoop
-) -> None:
-    engine = stuck_engine()
-    supervision = supervise(engine)
-    await supervision.serving()
-    with asked(supervision):
-        await until(lambda: engine.asked == 1)
-        for _ in range(20):
-            clock.now += STALL_S / 2
-            await engine.looked_after()
-            engine.computed += 1
-            await engine.looked_after()
-    assert supervision.engine.restarts == 0
-
-
-async def test_an_engine_that_answers_how_far_it_is_and_gets_no_further_is_started_again(
-    supervise: Supervise, clock: TurnedLoop
-) -> None:
-    engine, then = stuck_engine(), Engine()
-    supervision = supervise(engine, then)
-    await supervision.serving()
-    with asked(supervision):
-        await until(lambda: engine.asked == 1)
-        for computed in (5, 5, 3):  # less: a caller has given up
-            engine.computed = computed
-            clock.now += STALL_S / 3
-            await engine.looked_after()
-        clock.now += 1.0
-        await supervision.serving(restarts=1)
-
-
-async def test_an_engine_that_does_not_say_how_far_it_is_is_started_again(
-    supervise: Supervise, clock: TurnedLoop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine, then = stuck_engine(), Engine()
-    monkeypatch.setattr(engine, "counters", lambda: asyncio.Event().wait())
-    supervision = supervise(engine, then)
-    await supervision.serving()
-    with asked(supervision):
-        await until(lambda: engine.asked == 1)
-        clock.now += STALL_S / 2
-        await engine.looked_after()
-        clock.now += STALL_S / 2 + 1.0
-        await supervision.serving(restarts=1)
-
-
-async def test_a_request_that_fails_is_no_work_any_more(supervise: Supervise, clock: TurnedLoop) -> None:
-    engine = Engine(fault=lambda request: EngineError("no"))
-    supervision = supervise(engine)
-    await supervision.serving()
-    with pytest.raises(EngineError):
-        await supervision.engine.score(REQUEST)
-    clock.now += STALL_S + 1
-    await engine.looked_after()
-    assert supervision.engine.restarts == 0
-
-
-async def test_a_request_that_is_cancelled_is_no_work_any_more(supervise: Supervise, clock: TurnedLoop) -> None:
-    engine = stuck_engine()
-    supervision = supervise(engine)
-    await supervision.serving()
-    with asked(supervision) as waiting:
-        await until(lambda: engine.asked == 1)
-    await asyncio.wait([waiting])
-    clock.now += STALL_S + 1
-    await engine.looked_after()
-    assert supervision.engine.restarts == 0
-
-
-async def test_a_request_that_still_waits_for_a_stalled_engine_is_no_work_of_the_next(
-    supervise: Supervise, clock: TurnedLoop
-) -> None:
-    stuck, then = stuck_engine(), Engine()
-    supervision = supervise(stuck, then)
-    await supervision.serving()
-    with asked(supervision) as waiting:
-        await until(lambda: stuck.asked == 1)
-        clock.now += STALL_S + 1
-        await supervision.serving(restarts=1)
-        clock.now += STALL_S + 1
-        await then.looked_after()
-        assert (supervision.engine.restarts, waiting.done()) == (1, False)
-
-
-async def test_a_request_that_a_stalled_engine_gives_up_late_is_no_work_given_back_by_the_next(
-    supervise: Supervise, clock: TurnedLoop
-) -> None:
-    stuck, then, last = stuck_engine(), stuck_engine(), Engine()
-    supervision = supervise(stuck, then, last)
-    await supervision.serving()
-    with asked(supervision) as late:
-        await until(lambda: stuck.asked == 1)
-        clock.now += STALL_S + 1
-        await supervision.serving(restarts=1)
-        with asked(supervision):
-            await until(lambda: then.asked == 1)
-            stuck.gate.set()
-            await late
-            clock.now += STALL_S + 1
-            await last.looked_after()
-    assert supervision.engine.restarts == 2
 
 
 async def while_serving(supervision: Supervision) -> None:

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest.contestants import CALL_SECONDS, timed
+from loadtest.contestants import CALL_SECONDS, CLASSIFIERS, timed
 from loadtest.conversations import conversation
-from loadtest.server import ROOT, fresh_server
+from loadtest.server import fresh_server
 from service.client import FantailClient
 
 
@@ -29,13 +29,18 @@ async def serving(**settings: str) -> AsyncIterator[FantailClient]:
 @contextlib.contextmanager
 def many_classifiers(count: int) -> Iterator[Path]:
     """A folder with so many classifiers: copies of the shipped ones under other names, each an adapter of its own."""
-    shipped = sorted(path.parent for path in (ROOT / "classifiers").glob("*/classifier.toml"))
+    sources = shipped()
     with tempfile.TemporaryDirectory(prefix="fantail-many-") as scratch:
-        shutil.copy(ROOT / "classifiers" / "prompt.toml", scratch)
+        shutil.copy(CLASSIFIERS / "prompt.toml", scratch)
         for number in range(count):
-            source = shipped[number % len(shipped)]
-            shutil.copytree(source, Path(scratch) / f"{source.name}_{number // len(shipped)}")
+            source = sources[number % len(sources)]
+            shutil.copytree(source, Path(scratch) / f"{source.name}_{number // len(sources)}")
         yield Path(scratch)
+
+
+def shipped() -> list[Path]:
+    """The folders of the shipped classifiers, by name."""
+    return sorted(path.parent for path in CLASSIFIERS.glob("*/classifier.toml"))
 
 
 async def classifiers(client: FantailClient) -> list[str]:

@@ -16,27 +16,27 @@ from safetensors.numpy import load_file, save_file
 
 from loadtest.contestants import CALL_SECONDS, timed
 from loadtest.growth.curve import Curve
-from loadtest.growth.places import many_classifiers, waited
+from loadtest.growth.places import shipped, waited
 from loadtest.resident import resident_bytes
 from loadtest.server import started_server
 from service.client import FantailAdminClient, FantailClient
 
-CLASSIFIERS = 16
 REVISIONS = 10
 
 
 async def per_revision(curve: Curve, rounds: int, advance: Callable[[], None]) -> None:
     """New revisions of a classifier, one after the other from disk, while somebody else asks another classifier."""
     key, held = secrets.token_urlsafe(), Curve("resident memory", "revision", "GiB")
-    with many_classifiers(CLASSIFIERS) as folder, tempfile.TemporaryDirectory(prefix="fantail-revisions-") as scratch:
-        name, other = sorted(path.parent.name for path in folder.glob("*/classifier.toml"))[:2]
+    folder, other = shipped()[:2]
+    name = folder.name
+    with tempfile.TemporaryDirectory(prefix="fantail-revisions-") as scratch:
         candidate = Path(scratch) / "candidates" / name
-        shutil.copytree(folder / name, candidate)
+        shutil.copytree(folder, candidate)
         keys = Path(scratch) / "keys.toml"
         digest = hashlib.sha256(key.encode()).hexdigest()
         keys.write_text(f'[[key]]\nname = "growth"\nsha256 = "{digest}"\nscopes = ["classify", "admin"]\n')
         settings = {
-            "FANTAIL_CLASSIFIERS": str(folder),
+            "FANTAIL_CLASSIFIERS": str(folder.parent),
             "FANTAIL_CANDIDATES": str(candidate.parent),
             "FANTAIL_ADMIN": "true",
             "FANTAIL_KEYS": str(keys),
@@ -46,13 +46,13 @@ async def per_revision(curve: Curve, rounds: int, advance: Callable[[], None]) -
             FantailClient(server.address, key=key) as client,
             FantailAdminClient(server.address, key=key) as admin,
         ):
-            calm = await waited(client, other, REVISIONS * rounds)
+            calm = await waited(client, other.name, REVISIONS * rounds)
             beside: list[float] = []
             for number in range(REVISIONS * rounds):
                 change_slightly(candidate)
                 loading = asyncio.create_task(timed(admin.load_revision(name, name, timeout=CALL_SECONDS)))
                 while not loading.done():
-                    beside += await waited(client, other, 1)
+                    beside += await waited(client, other.name, 1)
                 taken, revision = loading.result()
                 curve.add("load", number, taken)
                 await admin.unload_revision(name, revision, timeout=CALL_SECONDS)

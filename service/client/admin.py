@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Self
 
-from service.client.connection import Tls, metadata_with, open_channel
+from service.client.connection import Connection, Tls
 from service.client.errors import typed_errors
 from service.pb.fantail.v1 import admin_service_pb2 as pb
 from service.pb.fantail.v1.admin_service_pb2_grpc import AdminServiceStub
 from service.pb.fantail.v1.classifier_pb2 import RevisionShare
 
 
-class FantailAdminClient:
+class FantailAdminClient(Connection):
     """Changes what one server answers with, while it runs; use it as an async context manager.
 
     >>> async with FantailAdminClient("127.0.0.1:50051", key=key) as admin:
@@ -25,17 +23,8 @@ class FantailAdminClient:
     """
 
     def __init__(self, address: str, *, key: str, tls: Tls | None = None) -> None:
-        self._metadata = metadata_with(key)
-        self._channel = open_channel(address, tls)
+        super().__init__(address, key, tls)
         self._stub = AdminServiceStub(self._channel)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._channel.close()
 
     async def reload(self, classifiers: Sequence[str] = (), *, timeout: float) -> Sequence[pb.ReloadResult]:
         """Serve what the classifiers folder holds now, of the named or of all; what became of each that changed.

@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
-from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 
-from service.client.connection import Metadata, Tls, metadata_with, open_channel
+from service.client.connection import Connection, Metadata, Tls
 from service.client.conversation import Turns, conversation
 from service.client.errors import RpcError, typed_errors
 from service.client.following import FollowedConversation
@@ -54,7 +53,7 @@ class Method(Protocol[Request, Reply]):
     def __call__(self, request: Request, /, *, timeout: float, metadata: Metadata) -> Awaitable[Reply]: ...
 
 
-class FantailClient:
+class FantailClient(Connection):
     """Talks to one server; use it as an async context manager. Every call has a deadline, in seconds.
 
     >>> async with FantailClient("127.0.0.1:50051") as client:
@@ -66,18 +65,9 @@ class FantailClient:
 
     def __init__(self, address: str, *, key: str | None = None, tls: Tls | None = None, retries: bool = True) -> None:
         options = [("grpc.service_config", json.dumps(SERVICE_CONFIG)), ("grpc.enable_retries", int(retries))]
-        self._metadata = metadata_with(key)
-        self._channel = open_channel(address, tls, options)
+        super().__init__(address, key, tls, options)
         self._attempts = ATTEMPTS if retries else 1
         self._stub = ClassificationServiceStub(self._channel)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._channel.close()
 
     async def wait_until_serving(self) -> None:
         """Return once the server says that it serves; wrap in `asyncio.timeout`."""

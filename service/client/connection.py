@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import grpc
 
@@ -21,16 +22,26 @@ class Tls:
     key: bytes | None = None
 
 
-def open_channel(address: str, tls: Tls | None, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
-    """A channel, in the clear without `tls`; the caller closes it."""
-    if tls is None:
-        return grpc.aio.insecure_channel(address, options)
-    credentials = grpc.ssl_channel_credentials(tls.roots, tls.key, tls.certificate)
-    return grpc.aio.secure_channel(address, credentials, options)
+class Connection:
+    """A channel to one server, open as long as the context lasts, and the metadata that calls over it carry.
 
+    `key`: an API key; `tls`: None talks in the clear; `options`: of the channel. Raises ValueError for an unusable key.
+    """
 
-def metadata_with(key: str | None) -> Metadata:
-    """What every call carries of a caller with this API key. Raises ValueError."""
-    if key is not None and not (key.isascii() and key.isprintable()):
-        raise ValueError("a key consists of printable ASCII characters")
-    return (("authorization", f"Bearer {key}"),) if key else ()
+    def __init__(self, address: str, key: str | None, tls: Tls | None, options: Sequence[tuple[str, Any]] = ()) -> None:
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise ValueError("a key consists of printable ASCII characters")
+        self._metadata: Metadata = (("authorization", f"Bearer {key}"),) if key else ()
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(address, options)
+        else:
+            credentials = grpc.ssl_channel_credentials(tls.roots, tls.key, tls.certificate)
+            self._channel = grpc.aio.secure_channel(address, credentials, options)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()

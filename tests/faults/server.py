@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,12 +76,11 @@ class Server:
 
     async def is_idle(self, seconds: float) -> bool:
         """Wait until nothing is in use; False when that takes too long."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if await self.in_use() == 0:
-                return True
-            await asyncio.sleep(0.5)
-        return False
+        return await _comes_true(lambda: self._in_use() == 0, seconds)
+
+    async def comes_to_count(self, name: str, seconds: float) -> bool:
+        """Wait until it counts this series; False when that takes too long."""
+        return await _comes_true(lambda: name in self.series(), seconds)
 
     def _in_use(self) -> float | None:
         wanted = {
@@ -92,15 +91,6 @@ class Server:
         series = self.series()
         # An engine that serves is asked every two seconds; until then its series are not there.
         return sum(series[name] for name in wanted) if series.keys() >= wanted else None
-
-    def comes_to_count(self, name: str, seconds: float) -> bool:
-        """Wait until it counts this series; False when that takes too long."""
-        deadline = time.monotonic() + seconds
-        while name not in self.series():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.2)
-        return True
 
     def series(self) -> dict[str, float]:
         """What it counts, by name and labels."""
@@ -146,6 +136,16 @@ def running_server(**settings: str) -> Iterator[Server]:
                 yield Server(process, address, f"http://{metrics}/metrics", key, folder, candidates, log)
             finally:
                 _kill_all(process)
+
+
+async def _comes_true(condition: Callable[[], bool], seconds: float) -> bool:
+    """Ask in a thread until it holds; False when that takes too long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if await asyncio.to_thread(condition):
+            return True
+        await asyncio.sleep(0.5)
+    return False
 
 
 def _kill_all(process: subprocess.Popen[bytes]) -> None:

@@ -133,6 +133,7 @@ async def test_an_engine_that_answers_how_far_it_is_and_gets_no_further_is_start
             await engine.looked_after()
         clock.now += 1.0
         await supervision.serving(restarts=1)
+    assert supervision.open == [then]
 
 
 async def test_an_engine_that_does_not_say_how_far_it_is_is_started_again(
@@ -148,6 +149,7 @@ async def test_an_engine_that_does_not_say_how_far_it_is_is_started_again(
         await engine.looked_after()
         clock.now += STALL_S / 2 + 1.0
         await supervision.serving(restarts=1)
+    assert supervision.open == [then]
 
 
 async def test_a_request_that_fails_is_no_work_any_more(supervise: Supervise, clock: TurnedLoop) -> None:

@@ -164,7 +164,7 @@ async def test_a_further_revision_answers_in_the_shadow_then_in_earnest_and_goes
         await operator.set_traffic("sentiment", {own: 100}, [revision], timeout=60)
         before = await client.classify(TURNS, "sentiment", timeout=60)
         assert before.classification.revision == own
-        assert await asyncio.to_thread(served.server.comes_to_count, AGREES, 30)
+        assert await served.server.comes_to_count(AGREES, 30)
 
         await operator.set_traffic("sentiment", {revision: 100, own: 0}, timeout=60)
         after = await client.classify(TURNS, "sentiment", timeout=60)

@@ -9,15 +9,16 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.outcome import Outcome, milliseconds
+from loadtest.outcome import Outcome, milliseconds, pooled
 from loadtest.output import wide_console
 from loadtest.profile import Profile, ProfileError, load_profile
 from loadtest.report import write_report
-from loadtest.run import Target, duration_s, is_generator_the_limit, knee, sweep
+from loadtest.run import Target, by_rate, duration_s, is_generator_the_limit, knee, sweep
 from loadtest.server import commit, fresh_server, machine
 from service.client import FantailClient
 
@@ -32,14 +33,17 @@ def main() -> None:
     parser.add_argument(
         "--rate", type=float, nargs="*", default=[], help="calls a second; several, or none for a sweep"
     )
+    parser.add_argument("--rounds", type=int, default=1, help="how often each of these rates is run, in turn")
     parser.add_argument("--address", help="a server that runs already; default a fresh one")
     parser.add_argument("--key", help="API key for it")
     parser.add_argument("--processes", type=int, default=1, help="generator processes")
     parser.add_argument("--seed", type=int, default=1, help="equal seeds give equal calls")
     parser.add_argument("--output", type=Path, default=Path("loadtest-report"), help="folder for JSON and HTML")
     options = parser.parse_args()
-    if min(options.rate, default=1.0) <= 0 or options.processes < 1:
-        parser.error("rates and the number of processes are positive")
+    if min(*options.rate, options.processes, options.rounds) <= 0:
+        parser.error("rates, rounds and the number of processes are positive")
+    if options.rounds > 1 and not options.rate:
+        parser.error("rounds are of given rates; a sweep finds its own")
     path = Path(options.profile)
     path = path if path.is_file() else PROFILES / f"{options.profile}.toml"
     try:
@@ -67,7 +71,9 @@ async def load(path: Path, profile: Profile, options: argparse.Namespace, consol
         target = Target(address, await names(address, options.key), options.key)
         console.print(f"each run takes {duration_s(profile):.0f} s")
         with console.status("under load …"):
-            async for rate, outcome in sweep(path, target, options.rate, options.seed, options.processes):
+            async for rate, outcome in sweep(
+                path, target, options.rate, options.seed, options.processes, options.rounds
+            ):
                 runs.append((rate, outcome))
                 write_report(options.output, facts, runs)
                 console.print(f"{rate:.2f} calls a second: {outcome.goodput:.2f} answered in time")
@@ -81,7 +87,9 @@ async def names(address: str, key: str | None) -> tuple[str, ...]:
 
 
 def show(facts: dict[str, str], runs: list[tuple[float, Outcome]], console: Console) -> None:
-    """The runs as a table, and the knee."""
+    """Each rate's runs as a row: medians of the rates reached, percentiles of all latencies. And the knee."""
+    rounds = by_rate(runs)
+    pool = [(rate, pooled(outcomes)) for rate, outcomes in rounds.items()]
     table = Table(title=f"{facts['profile']} · {facts['machine']} · {facts['commit']}")
     for column in (
         "offered / s",
@@ -94,18 +102,18 @@ def show(facts: dict[str, str], runs: list[tuple[float, Outcome]], console: Cons
         "tokens reused",
     ):
         table.add_column(column, justify="right")
-    for rate, outcome in runs:
+    for rate, outcome in pool:
         percentiles = (milliseconds(outcome.latency, percentile) for percentile in (50, 95, 99))
         shares = (f"{outcome.shed_share:.1%}", f"{outcome.reused_share:.1%}")
-        table.add_row(
-            f"{rate:.2f}", f"{outcome.goodput:.2f}", f"{outcome.classification_rate:.1f}", *percentiles, *shares
-        )
+        goodput = median(each.goodput for each in rounds[rate])
+        classified = median(each.classification_rate for each in rounds[rate])
+        table.add_row(f"{rate:.2f}", f"{goodput:.2f}", f"{classified:.1f}", *percentiles, *shares)
         if is_generator_the_limit(outcome):
             console.print(
                 f"[red]at {rate:.2f} a second the generator was the limit[/]: {outcome.late_sends} late sends"
             )
     console.print(table)
-    found = knee(runs)
+    found = knee(pool)
     console.print("no rate was borne" if found is None else f"knee: {found[0]:.2f} calls a second")
 
 

@@ -140,5 +140,13 @@ def merged(outcomes: Iterable[Outcome]) -> Outcome:
     return first
 
 
+def pooled(rounds: Iterable[Outcome]) -> Outcome:
+    """Several runs as if they were one that lasted as long as all of them."""
+    runs = list(rounds)
+    whole = merged([Outcome(), *runs])
+    whole.steady_s = sum(run.steady_s for run in runs)
+    return whole
+
+
 def _microseconds(duration_s: float) -> int:
     return min(HIGHEST_US, max(LOWEST_US, round(duration_s * 1e6)))

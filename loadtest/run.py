@@ -60,14 +60,14 @@ async def run(profile_path: Path, target: Target, rate: float, seed: int, proces
 
 
 async def sweep(
-    profile_path: Path, target: Target, rates: Sequence[float], seed: int, processes: int
+    profile_path: Path, target: Target, rates: Sequence[float], seed: int, processes: int, rounds: int = 1
 ) -> AsyncIterator[tuple[float, Outcome]]:
-    """A run at each rate; without rates, at growing ones until half of what is offered is not answered.
+    """A run at each rate, in so many rounds; without rates, one at growing ones until half of them is not answered.
 
     Each run has a seed of its own, so that none finds its conversations in the prefix cache.
     """
     if rates:
-        for step, rate in enumerate(rates):
+        for step, rate in enumerate([*rates] * rounds):
             yield rate, await run(profile_path, target, rate, seed + step, processes)
         return
     rate = await first_rate(target)
@@ -92,6 +92,14 @@ def knee(runs: Sequence[tuple[float, Outcome]]) -> tuple[float, Outcome] | None:
     """The highest rate that was answered well; None when none was."""
     good = [each for each in runs if 0 < KNEE_SHARE * each[1].offered_rate <= each[1].goodput]
     return max(good, key=lambda each: each[0], default=None)
+
+
+def by_rate(runs: Sequence[tuple[float, Outcome]]) -> dict[float, list[Outcome]]:
+    """The runs at each rate, in the order of the rates' first ones."""
+    rounds: dict[float, list[Outcome]] = {}
+    for rate, outcome in runs:
+        rounds.setdefault(rate, []).append(outcome)
+    return rounds
 
 
 def is_generator_the_limit(outcome: Outcome) -> bool:

@@ -18,10 +18,13 @@ from service.domain import Priority
 from service.errors import DeadlineExceededError, DeadlineTooNearError, OverloadedError, StoppingError
 
 SHARES = {Priority.CRITICAL: 1.0, Priority.NORMAL: 0.9, Priority.LOW: 0.7}
-"""Up to which share of the tokens in flight a priority is admitted: what matters least is shed first."""
+"""Up to which share of the tokens in flight a priority is admitted by itself: what matters least is shed first."""
 
 BACKGROUND_SHARE = 0.5
 """The same for work that nobody waits for."""
+
+LARGEST = 0.5
+"""As which share of its bound a conversation counts at most when it asks for room: none is too long ever to find it."""
 
 OPTIMISM = 2.0
 """Work is refused for its deadline only if it could not be done in time at this many times the best rate seen."""
@@ -120,9 +123,11 @@ class Admission:
         Raises DeadlineExceededError when the deadline comes first.
         """
         total = shared + sum(job.tokens for job in jobs)
+        room = self.max_tokens * BACKGROUND_SHARE
+        counted = min(total, room * LARGEST)
         try:
             async with asyncio.timeout(deadline.timeout()):
-                while self.tokens and self.tokens + total > self.max_tokens * BACKGROUND_SHARE:
+                while self.tokens and self.tokens + counted > room:
                     self._released.clear()
                     await self._released.wait()
         except TimeoutError:
@@ -144,7 +149,8 @@ class Admission:
 
     def _in_the_way(self, shared: int, jobs: Sequence[Job]) -> float:
         """Tokens that have to be computed before there is room for the first of these jobs."""
-        return min(self.tokens + shared + job.tokens - self.max_tokens * SHARES[job.priority] for job in jobs)
+        limit = self.max_tokens
+        return self.tokens + min(_reading(shared, job, limit) - limit * SHARES[job.priority] for job in jobs)
 
     def shed_error(self) -> OverloadedError:
         """What is said of a classifier that was left out, because what matters more has taken the room."""
@@ -172,16 +178,33 @@ class Admission:
 
 
 def choose(shared: int, jobs: Sequence[Job], in_flight: int, limit: int) -> tuple[bool, ...]:
-    """Which jobs there is room for, the ones of higher priority first; all of them where nothing else is in flight."""
+    """Which jobs there is room for, the ones of higher priority first; all of them where nothing else is in flight.
+
+    The first one taken pays for what is shared. A job leaves room for what matters more by the part of its cost that it
+    causes itself: three tokens after a conversation that is read anyway are left out only where they do not fit.
+    """
     if not in_flight:
         return (True,) * len(jobs)
     taken = [False] * len(jobs)
-    total = in_flight + shared
+    total, paid = float(in_flight), 0
     for index in sorted(range(len(jobs)), key=lambda index: jobs[index].priority.rank):
-        if total + jobs[index].tokens <= limit * SHARES[jobs[index].priority]:
+        job = jobs[index]
+        added = job.tokens if paid else _reading(shared, job, limit)
+        if total + added <= limit * _share(job, paid):
             taken[index] = True
-            total += jobs[index].tokens
+            total, paid = total + added, shared
     return tuple(taken)
+
+
+def _share(job: Job, paid: int) -> float:
+    """Up to which share of the bound a job is taken whose call has paid so many tokens that it needs too."""
+    share = SHARES[job.priority]
+    return share + (1 - share) * paid / (paid + job.tokens) if paid else share
+
+
+def _reading(shared: int, job: Job, limit: int) -> float:
+    """As how many tokens a job counts that has to pay for what is shared."""
+    return min(shared + job.tokens, limit * LARGEST)
 
 
 def _kept(jobs: Sequence[Job], taken: Sequence[bool]) -> list[Job]:

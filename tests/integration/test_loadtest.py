@@ -159,7 +159,7 @@ async def test_the_command_prints_and_writes_what_became_of_each_run(
 ) -> None:
     path = write_profile(tmp_path, steady_s=0.2, deadline_s=DEADLINE_S)
     options = argparse.Namespace(
-        rate=[20.0, 40.0], address=address, key=None, processes=1, seed=1, output=tmp_path / "report"
+        rate=[20.0, 40.0], address=address, key=None, processes=1, rounds=1, seed=1, output=tmp_path / "report"
     )
     console = Console(file=io.StringIO(), width=160)
     await load(path, load_profile(path), options, console)

@@ -156,7 +156,7 @@ async def test_a_conversation_that_was_refused_is_no_smaller_when_it_comes_back(
     stub: ClassificationServiceStub, admission: Admission, begin: Begin
 ) -> None:
     await begin()
-    admission.max_tokens = admission.tokens + 200  # room for tails, not for the conversation
+    admission.max_tokens = round(1.5 * admission.tokens)  # room for tails, not for the conversation
     for _ in range(3):
         error = await refusal(stub, "Classify", classify_request(SECOND_ACTIVATED, turns=OTHER))
         assert (error.code, error.reason) == FULL

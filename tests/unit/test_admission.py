@@ -12,7 +12,7 @@ import pytest
 from service.admission import BACKGROUND_SHARE, SHARES, Admission, Job
 from service.deadline import Deadline
 from service.domain import Priority
-from service.errors import DeadlineExceededError, OverloadedError, StoppingError
+from service.errors import OverloadedError, StoppingError
 from tests.clock import HandTurned, hand_turned
 
 MAX_CALLS, MAX_TOKENS, MAX_FOLLOWS = 3, 1000, 2
@@ -114,7 +114,8 @@ def test_each_priority_is_taken_up_to_its_share_of_the_tokens(
     admission: Admission, held: contextlib.ExitStack, priority: Priority, over: int, accepted: bool
 ) -> None:
     limit = round(MAX_TOKENS * SHARES[priority])
-    job = Job(limit - IN_FLIGHT + over, priority)
+    held.enter_context(admission.admit(0, [Job(450)], NEVER))
+    job = Job(limit - 450 - IN_FLIGHT + over, priority)
     if accepted:
         assert held.enter_context(admission.admit(0, [job], NEVER)) == (True,)
         assert admission.tokens == limit + over
@@ -122,7 +123,7 @@ def test_each_priority_is_taken_up_to_its_share_of_the_tokens(
     with pytest.raises(OverloadedError) as refusal:
         held.enter_context(admission.admit(0, [job], NEVER))
     assert refusal.value.metadata == {"limit": "tokens"}
-    assert admission.tokens == IN_FLIGHT
+    assert admission.tokens == IN_FLIGHT + 450
 
 
 def test_the_shares_follow_the_priorities() -> None:
@@ -152,7 +153,8 @@ def test_what_matters_least_is_shed_first(admission: Admission, in_flight: int, 
 def test_a_small_job_is_taken_where_a_larger_one_of_its_kind_has_no_room(
     admission: Admission, held: contextlib.ExitStack
 ) -> None:
-    assert held.enter_context(admission.admit(0, [Job(900), Job(10)], NEVER)) == (False, True)
+    held.enter_context(admission.admit(0, [Job(400)], NEVER))
+    assert held.enter_context(admission.admit(0, [Job(450), Job(10)], NEVER)) == (False, True)
 
 
 def test_what_is_shared_is_counted_once(admission: Admission, held: contextlib.ExitStack) -> None:
@@ -160,13 +162,48 @@ def test_what_is_shared_is_counted_once(admission: Admission, held: contextlib.E
     assert admission.tokens == IN_FLIGHT + 330
 
 
-@pytest.mark.parametrize(("shared", "accepted"), [(789, True), (790, True), (791, False)])
+@pytest.mark.parametrize(("shared", "accepted"), [(389, True), (390, True), (391, False)])
 def test_what_is_shared_takes_room_too(
     admission: Admission, held: contextlib.ExitStack, shared: int, accepted: bool
 ) -> None:
+    held.enter_context(admission.admit(0, [Job(400)], NEVER))
     expected = contextlib.nullcontext() if accepted else pytest.raises(OverloadedError)
     with expected, admission.admit(shared, [Job(10)], NEVER):
         pass
+
+
+@pytest.mark.parametrize(("in_flight", "room"), [(499, True), (500, True), (501, False)])
+@pytest.mark.parametrize(("shared", "own"), [(500, 1), (5 * MAX_TOKENS, 1), (0, 5 * MAX_TOKENS)])
+def test_however_long_a_conversation_is_it_finds_room_where_half_of_the_bound_is_free(
+    admission: Admission, in_flight: int, room: bool, shared: int, own: int
+) -> None:
+    expected = contextlib.nullcontext() if room else pytest.raises(OverloadedError)
+    with admission.admit(0, [Job(in_flight)], NEVER), expected, admission.admit(shared, [Job(own, CRITICAL)], NEVER):
+        assert admission.tokens == in_flight + shared + own
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "expected"),
+    [
+        pytest.param(687, (1, 1, 1), id="room for all"),
+        pytest.param(691, (0, 1, 1), id="the low one is left out"),
+        pytest.param(695, (0, 0, 1), id="the normal one too"),
+    ],
+)
+def test_a_tail_after_a_conversation_that_is_read_anyway_is_shed_only_where_it_does_not_fit(
+    admission: Admission, in_flight: int, expected: tuple[int, ...]
+) -> None:
+    fan_out = [Job(3, LOW), Job(3, NORMAL), Job(3, CRITICAL)]
+    with admission.admit(0, [Job(in_flight)], NEVER), admission.admit(300, fan_out, NEVER) as taken:
+        assert tuple(map(int, taken)) == expected
+
+
+def test_a_classifier_that_reads_the_conversation_again_leaves_the_room_of_its_priority(
+    admission: Admission, held: contextlib.ExitStack
+) -> None:
+    fan_out = [Job(300, LOW), Job(3, LOW), Job(300, CRITICAL)]
+    held.enter_context(admission.admit(0, [Job(100)], NEVER))
+    assert held.enter_context(admission.admit(300, fan_out, NEVER)) == (False, True, True)
 
 
 @pytest.mark.parametrize("priority", Priority)
@@ -187,94 +224,3 @@ def test_beside_more_than_fits_nothing_else_is_taken(admission: Admission) -> No
 def test_nothing_to_do_is_never_refused(admission: Admission) -> None:
     with admission.admit(0, [Job(5 * MAX_TOKENS)], NEVER), admission.admit(0, [], NEVER) as taken:
         assert taken == ()
-
-
-async def settle() -> None:
-    """Let every task go on as far as it can."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-class Background:
-    """Work in the background that lasts until it is told to end."""
-
-    def __init__(self, admission: Admission, tokens: int, deadline: Deadline = NEVER) -> None:
-        self._admission, self._tokens, self._deadline = admission, tokens, deadline
-        self._told = asyncio.Event()
-        self.began = False
-        self.task = asyncio.create_task(self._work())
-
-    async def end(self) -> None:
-        self._told.set()
-        await self.task
-
-    async def _work(self) -> None:
-        async with self._admission.admit_in_background(0, [Job(self._tokens)], self._deadline):
-            self.began = True
-            await self._told.wait()
-
-
-SHARE = round(MAX_TOKENS * BACKGROUND_SHARE)
-
-
-@pytest.mark.parametrize(("over", "begins"), [(-1, True), (0, True), (1, False)], ids=["limit-1", "limit", "limit+1"])
-async def test_background_work_begins_within_its_share_and_waits_beyond_it(
-    admission: Admission, held: contextlib.ExitStack, over: int, begins: bool
-) -> None:
-    work = Background(admission, SHARE - IN_FLIGHT + over)
-    await settle()
-    assert work.began is begins
-    assert admission.tokens == (SHARE + over if begins else IN_FLIGHT)
-    held.close()
-    await work.end()
-    assert admission.tokens == 0
-
-
-async def test_background_work_that_waits_begins_when_room_is_freed(
-    admission: Admission, held: contextlib.ExitStack
-) -> None:
-    work = Background(admission, SHARE)
-    await settle()
-    assert not work.began
-    held.close()
-    await settle()
-    assert work.began
-    await work.end()
-
-
-async def test_background_work_larger_than_everything_begins_when_it_is_alone(admission: Admission) -> None:
-    work = Background(admission, 5 * MAX_TOKENS)
-    await settle()
-    assert work.began
-    await work.end()
-
-
-async def test_of_what_waits_in_the_background_only_so_much_begins_as_fits(
-    admission: Admission, held: contextlib.ExitStack
-) -> None:
-    works = [Background(admission, SHARE // 2) for _ in range(5)]
-    await settle()
-    held.close()
-    await settle()
-    assert (sum(work.began for work in works), admission.tokens) == (2, SHARE)
-    for work in works:
-        await work.end()
-    assert admission.tokens == 0
-
-
-async def test_background_work_that_is_cancelled_while_it_waits_leaves_nothing_behind(
-    admission: Admission, held: contextlib.ExitStack
-) -> None:
-    work = Background(admission, SHARE)
-    await settle()
-    work.task.cancel()
-    await asyncio.wait([work.task])
-    assert admission.tokens == IN_FLIGHT
-
-
-async def test_background_work_waits_no_longer_than_its_deadline(
-    admission: Admission, held: contextlib.ExitStack
-) -> None:
-    with pytest.raises(DeadlineExceededError):
-        await Background(admission, SHARE, Deadline.after(0.0)).task
-    assert admission.tokens == IN_FLIGHT

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.outcome import GOOD, STAGES, Outcome, merged, milliseconds, new_histogram, seconds
+from loadtest.outcome import GOOD, STAGES, Outcome, merged, milliseconds, new_histogram, pooled, seconds
 from tests.traffic import outcome
 
 DIGITS = 1e-3
@@ -41,6 +41,14 @@ def as_json(value: Outcome) -> dict[str, Any]:
 def test_what_several_generators_recorded_is_what_one_would_have_recorded(shares: int) -> None:
     (alone,) = recorded(1)
     assert as_json(merged(recorded(shares))) == as_json(alone)
+
+
+def test_several_runs_pooled_are_one_that_lasted_as_long_as_all() -> None:
+    first, second = outcome(0.1, steady_s=10.0, OK=10), outcome(0.3, steady_s=30.0, OK=20, UNAVAILABLE=10)
+    pool = pooled([first, second])
+    assert (pool.steady_s, pool.sent, pool.goodput, pool.offered_rate) == (40.0, 40, 0.75, 1.0)
+    assert (seconds(pool.latency, 30), seconds(pool.latency, 40)) == pytest.approx((0.1, 0.3), rel=1e-3)
+    assert (first.sent, first.latency.get_total_count()) == (10, 10)
 
 
 def test_what_was_recorded_alone_stays_as_it_is() -> None:

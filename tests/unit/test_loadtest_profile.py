@@ -30,7 +30,7 @@ def test_a_shipped_profile_loads_under_its_name(path: Path) -> None:
 
 
 def test_profiles_are_shipped() -> None:
-    assert {"fan-out-320", "short", "support"} <= {path.stem for path in SHIPPED}
+    assert {"fan-out-320", "overload", "short", "support"} <= {path.stem for path in SHIPPED}
 
 
 def test_a_profile_is_what_its_file_says(tmp_path: Path) -> None:

@@ -153,6 +153,23 @@ def test_the_command_prints_a_row_for_each_run() -> None:
     ]
 
 
+def test_the_rounds_of_a_rate_are_one_row_of_medians_and_of_all_latencies() -> None:
+    few, some, many = (2.0, outcome(0.1, OK=10)), (2.0, outcome(0.1, OK=12)), (2.0, outcome(0.3, OK=19, UNAVAILABLE=1))
+    (row,) = (line for line in shown(few, many, some).splitlines() if line.startswith("│"))
+    assert re.findall(r"[\d.%–]+", row) == ["2.00", "1.20", "1.2", "100", "300", "300", "0.0%", "60.0%"]
+
+
+def test_a_report_of_rounds_has_a_row_for_each_rate_and_keeps_every_run(tmp_path: Path) -> None:
+    write_report(tmp_path, FACTS, [BORNE, OVERLOADED] * 2)
+    value = json.loads((tmp_path / "loadtest.json").read_text(encoding="utf-8"))
+    assert [run["rate"] for run in value["runs"]] == [2.0, 4.0, 2.0, 4.0]
+    assert value["knee"] == 2.0
+    assert [row[:2] for row in rows((tmp_path / "report.html").read_text(encoding="utf-8"))] == [
+        ["2.00", "40"],
+        ["4.00", "80"],
+    ]
+
+
 def test_the_command_prints_the_knee() -> None:
     assert "knee: 2.00 calls a second" in shown(BORNE, OVERLOADED)
 
@@ -174,6 +191,8 @@ def test_the_command_says_where_the_generator_was_the_limit() -> None:
         pytest.param(["short", "--rate", "0"], "positive", id="no calls at all"),
         pytest.param(["short", "--rate", "1", "-2"], "positive", id="a negative rate"),
         pytest.param(["short", "--processes", "0"], "positive", id="no generator"),
+        pytest.param(["short", "--rate", "1", "--rounds", "0"], "positive", id="no rounds"),
+        pytest.param(["short", "--rounds", "5"], "of given rates", id="rounds of a sweep"),
     ],
 )
 def test_a_wrong_command_ends_before_a_server_starts(

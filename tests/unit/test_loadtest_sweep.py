@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.outcome import Outcome
-from loadtest.run import GROWTH, KNEE_SHARE, MOST_STEPS, Target, is_generator_the_limit, knee, sweep
+from loadtest.run import GROWTH, KNEE_SHARE, MOST_STEPS, Target, by_rate, is_generator_the_limit, knee, sweep
 from tests.traffic import outcome
 
 TARGET = Target("nowhere", ("refund",))
@@ -94,6 +94,14 @@ MakeRuns = Callable[[Callable[[float], float]], Runs]
 async def test_wanted_rates_are_run_as_they_are_given(make_runs: MakeRuns) -> None:
     runs = make_runs(lambda rate: 0.0)
     assert [rate for rate, _ in await runs.sweep(4.0, 1.0, 2.0)] == [4.0, 1.0, 2.0]
+
+
+async def test_rounds_take_the_rates_in_turn(make_runs: MakeRuns) -> None:
+    runs = make_runs(lambda rate: rate)
+    made = [each async for each in sweep(Path("test.toml"), TARGET, (4.0, 1.0), 7, 1, rounds=3)]
+    assert runs.rates == [4.0, 1.0] * 3
+    assert runs.seeds == list(range(7, 13))
+    assert {rate: len(outcomes) for rate, outcomes in by_rate(made).items()} == {4.0: 3, 1.0: 3}
 
 
 async def test_without_rates_they_grow_until_half_is_not_answered(make_runs: MakeRuns) -> None:

@@ -18,7 +18,7 @@ from service.engine.base import (
     ScoringEngine,
     ScoringRequest,
 )
-from service.errors import EngineDeadError, FantailError, StartingError
+from service.errors import EngineDeadError, FantailError, StartError, StartingError
 
 logger = logging.getLogger(__name__)
 
@@ -128,8 +128,11 @@ class SupervisedEngine:
         """Start one engine, serve with it until it dies; returns for how many seconds it served."""
         clock = asyncio.get_running_loop().time
         async with self._start() as engine:
-            async with asyncio.timeout(PROVE_SECONDS):
-                await self._prove(engine)
+            try:
+                async with asyncio.timeout(PROVE_SECONDS):
+                    await self._prove(engine)
+            except TimeoutError:
+                raise StartError(f"The engine did not answer its probes in {PROVE_SECONDS:.0f} s.") from None
             self._died.clear()
             self._waiting, self._computed = 0, None
             self._engine, self.state, began = engine, State.SERVING, clock()

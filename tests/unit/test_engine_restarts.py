@@ -77,6 +77,33 @@ async def test_an_engine_that_cannot_be_proven_again_is_retried(supervise: Super
     assert supervision.most_open == 1
 
 
+async def test_an_engine_that_hangs_over_its_proof_is_given_up_and_another_started(
+    supervise: Supervise, delays: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervision = supervise(*[Engine() for _ in range(4)])
+    await supervision.serving()
+    monkeypatch.setattr(supervised, "PROVE_SECONDS", 0.05)
+    supervision.proving.clear()
+    supervision.open[0].dead = True
+    await until(lambda: supervision.attempts == 3)
+    supervision.proving.set()
+    await until(lambda: supervision.serves)
+    assert delays == GROWING[: supervision.engine.restarts]
+    assert supervision.most_open == 1
+
+
+async def test_a_first_engine_that_hangs_over_its_proof_is_a_start_that_failed(
+    supervise: Supervise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised, "PROVE_SECONDS", 0.05)
+    supervision = supervise(Engine())
+    supervision.proving.clear()
+    assert supervision.task is not None
+    with pytest.raises(StartError, match="did not answer its probes"):
+        await supervision.task
+    assert supervision.open == []
+
+
 @pytest.mark.parametrize(
     ("lived", "delay"),
     [

@@ -99,7 +99,7 @@ async def report(engine: SupervisedEngine, catalogue: Catalogue, metrics: Metric
             async with asyncio.timeout(ASK_SECONDS):
                 counters, places = await engine.counters(), await engine.places()
             metrics.engine_seen(engine.restarts, counters, places)
-        except (FantailError, TimeoutError):  # an engine that was killed leaves such a question open for ever
+        except (FantailError, TimeoutError):  # one that hangs says nothing, and is found out elsewhere
             metrics.engine_seen(engine.restarts, None, {})
         metrics.registry_seen(catalogue.current)
         await asyncio.sleep(REPORT_SECONDS)

@@ -9,8 +9,8 @@ import logging
 import multiprocessing
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from service.domain import TokenUsage
 from service.engine.base import AdapterPlace, EngineAdapter, EngineCounters, LabelLogprobs, ScoringRequest
@@ -19,6 +19,14 @@ from service.engine.launch import VllmConfig, engine_args, process_environment
 from service.errors import EngineDeadError, EngineError, PluginInactiveError, StartError
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+ANSWER_SECONDS = 300.0
+"""How long the engine may take over what it is told or asked beside scoring. It does so between two steps."""
+
+CHECK_SECONDS = 0.5
+"""How often it is looked meanwhile whether it lives."""
 
 SHUTDOWN_SECONDS = 10.0
 """How long vLLM's processes may take to end before they are killed; requests are finished or aborted by then."""
@@ -82,7 +90,7 @@ class VllmEngine:
         if adapter.name not in self._loras:
             self._require_fitting(adapter)
             with asking("The engine cannot load the adapter; the server's log says why."):
-                await self._engine.add_lora(lora)
+                await self._told(self._engine.add_lora(lora))
         self._loras[adapter.name] = lora  # the same bytes may come from another folder now
 
     def _require_fitting(self, adapter: EngineAdapter) -> None:
@@ -109,15 +117,15 @@ class VllmEngine:
         if lora is None:
             return
         with asking("The engine cannot unload the adapter; the server's log says why."):
-            await self._engine.remove_lora(lora.lora_int_id)
-            if lora.lora_int_id in await self._engine.list_loras():
+            await self._told(self._engine.remove_lora(lora.lora_int_id))
+            if lora.lora_int_id in await self._told(self._engine.list_loras()):
                 raise EngineError("The engine still holds an adapter that it was told to unload.")
 
     async def places(self) -> Mapping[str, AdapterPlace]:
         from service.vllm_plugin.report import ADAPTERS
 
         with asking("The engine cannot say which adapters it holds."):
-            found = (await self._engine.collective_rpc(ADAPTERS))[0]
+            found = (await self._told(self._engine.collective_rpc(ADAPTERS)))[0]
         names = {lora.lora_int_id: name for name, lora in self._loras.items()}
         return {names[each]: AdapterPlace(*place) for each, place in found.items() if each in names}
 
@@ -125,18 +133,23 @@ class VllmEngine:
         from service.vllm_plugin.report import COUNTERS
 
         with asking("The engine cannot say what it is doing."):
-            return EngineCounters(**await self._engine.engine_core.call_utility_async(COUNTERS))
+            return EngineCounters(**await self._told(self._engine.engine_core.call_utility_async(COUNTERS)))
 
     async def prove_patches(self) -> None:
         """Ask every process of the engine which patches are inactive in it. Raises PluginInactiveError."""
+        from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
+
         from service.vllm_plugin.ledger import inactive_patches
         from service.vllm_plugin.report import INACTIVE_PATCHES
 
         answers: dict[str, Mapping[str, str]] = {"API": inactive_patches()}
         try:
-            answers["engine core"] = await self._engine.engine_core.call_utility_async(INACTIVE_PATCHES)
-            for rank, answer in enumerate(await self._engine.collective_rpc(INACTIVE_PATCHES)):
+            core = self._engine.engine_core.call_utility_async(INACTIVE_PATCHES)
+            answers["engine core"] = await self._told(core)
+            for rank, answer in enumerate(await self._told(self._engine.collective_rpc(INACTIVE_PATCHES))):
                 answers[f"worker {rank}"] = answer
+        except VllmDeadError as error:
+            raise EngineDeadError("The engine is not running.") from error
         except Exception as error:  # a process without the plugin lacks the method, and says so in its own way
             raise PluginInactiveError(
                 "An engine process did not load Fantail's vLLM plugin, so its answers would be wrong. Is VLLM_PLUGINS "
@@ -150,6 +163,20 @@ class VllmEngine:
                 "Patches to vLLM are not active, so answers would be wrong: " + "; ".join(problems)
             )
         logger.info("vLLM patches active in: %s", ", ".join(answers))
+
+    async def _told(self, question: Awaitable[Answer]) -> Answer:
+        """What the engine's processes say. vLLM itself waits for ever for one that has died over it.
+
+        Raises vLLM's EngineDeadError, TimeoutError, and whatever they raise.
+        """
+        answer = asyncio.ensure_future(question)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                while not (await asyncio.wait({answer}, timeout=CHECK_SECONDS))[0]:
+                    await self._engine.check_health()
+            return answer.result()
+        finally:
+            answer.cancel()
 
 
 async def give_up(starting: asyncio.Task[Any]) -> None:

@@ -80,13 +80,15 @@ async def changes(directory: Path) -> AsyncIterator[set[str] | None]:
                     if is_another:
                         logger.info("%s is another folder than before", directory)
                         break
-        except FileNotFoundError:
+        except OSError as error:  # it is gone for a moment, or its mount is
+            if not is_another:
+                logger.error("%s cannot be watched: %s", directory, error)
             is_another = True
             await asyncio.sleep(LOOK_MS / 1000)
 
 
 def place_of(directory: Path) -> Place:
-    """Raises FileNotFoundError."""
+    """Raises OSError."""
     root = directory.resolve(strict=True)
     found = root.stat()
     return Place(root, found.st_dev, found.st_ino)

@@ -40,10 +40,10 @@ def classifier_folders(directory: Path) -> list[Path]:
 
 
 def folders_by_name(directory: Path) -> dict[str, Path]:
-    """The same by name; empty where there is none."""
+    """The same by name; empty where there is none or the directory cannot be read, as when a mount is lost."""
     try:
         return {folder.name: folder for folder in classifier_folders(directory)}
-    except RegistryError:
+    except (RegistryError, OSError):
         return {}
 
 

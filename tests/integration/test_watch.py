@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
@@ -192,6 +194,27 @@ async def test_a_root_that_is_removed_ends_nothing(watched: Watched) -> None:
     shutil.rmtree(watched.served.classifiers)
     await watched.refused()
     assert not watched.task.done()
+
+
+async def test_a_root_whose_mount_is_lost_ends_nothing_and_is_watched_anew(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, stat = watched.served.classifiers, Path.stat
+
+    def lost(path: Path, **options: Any) -> os.stat_result:
+        if path == root:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", lost)
+    change_manifest(root / ACTIVATED, description="Another.")
+    await watched.refused()
+    async with asyncio.timeout(WAIT_S):
+        while "cannot be watched" not in caplog.text:  # noqa: ASYNC110  (a log tells nobody)
+            await asyncio.sleep(0.01)
+    assert not watched.task.done()
+    monkeypatch.setattr(Path, "stat", stat)
+    assert await watched.outcome(ACTIVATED) == "loaded"
 
 
 async def test_a_root_that_is_made_again_is_watched_anew(watched: Watched) -> None:

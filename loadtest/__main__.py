@@ -14,11 +14,11 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.outcome import Outcome, milliseconds, pooled
+from loadtest.outcome import Outcome, milliseconds
 from loadtest.output import wide_console
 from loadtest.profile import Profile, ProfileError, load_profile
 from loadtest.report import write_report
-from loadtest.run import Target, by_rate, duration_s, is_generator_the_limit, knee, sweep
+from loadtest.run import Target, by_rate, duration_s, is_generator_the_limit, knee, pool, sweep
 from loadtest.server import commit, fresh_server, machine
 from service.client import FantailClient
 
@@ -88,8 +88,7 @@ async def names(address: str, key: str | None) -> tuple[str, ...]:
 
 def show(facts: dict[str, str], runs: list[tuple[float, Outcome]], console: Console) -> None:
     """Each rate's runs as a row: medians of the rates reached, percentiles of all latencies. And the knee."""
-    rounds = by_rate(runs)
-    pool = [(rate, pooled(outcomes)) for rate, outcomes in rounds.items()]
+    rounds, rates = by_rate(runs), pool(runs)
     table = Table(title=f"{facts['profile']} · {facts['machine']} · {facts['commit']}")
     for column in (
         "offered / s",
@@ -102,7 +101,7 @@ def show(facts: dict[str, str], runs: list[tuple[float, Outcome]], console: Cons
         "tokens reused",
     ):
         table.add_column(column, justify="right")
-    for rate, outcome in pool:
+    for rate, outcome in rates:
         percentiles = (milliseconds(outcome.latency, percentile) for percentile in (50, 95, 99))
         shares = (f"{outcome.shed_share:.1%}", f"{outcome.reused_share:.1%}")
         goodput = median(each.goodput for each in rounds[rate])
@@ -113,7 +112,7 @@ def show(facts: dict[str, str], runs: list[tuple[float, Outcome]], console: Cons
                 f"[red]at {rate:.2f} a second the generator was the limit[/]: {outcome.late_sends} late sends"
             )
     console.print(table)
-    found = knee(pool)
+    found = knee(rates)
     console.print("no rate was borne" if found is None else f"knee: {found[0]:.2f} calls a second")
 
 

@@ -19,11 +19,8 @@ from loadtest.profile import Profile, load_profile
 from loadtest.schedule import Call, calls
 from service.client import FantailClient, RpcError
 
-LATE_SEND_S = 0.025
-"""A call sent so long after it was due says that the generator, not the server, is the limit.
-
-The timers of an idle virtual machine alone are up to 15 ms late.
-"""
+LATE_SEND_S = 0.01
+"""A call sent so long after it was due says that the generator, not the server, is the limit."""
 
 
 @dataclass(frozen=True, slots=True)

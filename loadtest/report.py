@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest.outcome import PERCENTILES, STAGES, Outcome, milliseconds, pooled, seconds
+from loadtest.outcome import PERCENTILES, STAGES, Outcome, milliseconds, seconds
 from loadtest.output import write_whole
-from loadtest.run import by_rate, is_generator_the_limit, knee
+from loadtest.run import is_generator_the_limit, knee, pool
 
 Runs = Sequence[tuple[float, Outcome]]
 
@@ -18,14 +18,14 @@ Runs = Sequence[tuple[float, Outcome]]
 def write_report(folder: Path, facts: Mapping[str, Any], runs: Runs) -> None:
     """Write `loadtest.json` with every run and `report.html` with each rate's pooled, as a whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    pool = [(rate, pooled(rounds)) for rate, rounds in by_rate(runs).items()]
-    found = knee(pool)
+    rates = pool(runs)
+    found = knee(rates)
     value = dict(facts) | {
         "knee": None if found is None else found[0],
         "runs": [{"rate": rate, **outcome.to_json()} for rate, outcome in runs],
     }
     write_whole(folder / "loadtest.json", json.dumps(value, indent=1) + "\n")
-    write_whole(folder / "report.html", html(facts, pool))
+    write_whole(folder / "report.html", html(facts, rates))
 
 
 def html(facts: Mapping[str, Any], runs: Runs) -> str:

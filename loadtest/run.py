@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest.generator import Share, told
-from loadtest.outcome import Outcome, merged
+from loadtest.outcome import Outcome, merged, pooled
 from loadtest.profile import Profile
 from service.client import FantailClient
 
@@ -100,6 +100,11 @@ def by_rate(runs: Sequence[tuple[float, Outcome]]) -> dict[float, list[Outcome]]
     for rate, outcome in runs:
         rounds.setdefault(rate, []).append(outcome)
     return rounds
+
+
+def pool(runs: Sequence[tuple[float, Outcome]]) -> list[tuple[float, Outcome]]:
+    """One run for each rate: all of its rounds together."""
+    return [(rate, pooled(rounds)) for rate, rounds in by_rate(runs).items()]
 
 
 def is_generator_the_limit(outcome: Outcome) -> bool:

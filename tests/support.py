@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -155,3 +156,9 @@ def make_classifier_folder(
     if wanted in set(AdapterKind):
         make_adapter(folder / "adapter", base, invocation_ids, AdapterKind(wanted), config=config, tensors=tensors)
     return folder
+
+
+async def settle() -> None:
+    """Let every task go on as far as it can."""
+    for _ in range(10):
+        await asyncio.sleep(0)

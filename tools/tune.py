@@ -240,8 +240,8 @@ The same rank, modules, words, schedule and quarter of the records; macro-F1 on 
 while the conversation is read, so each classifier reads every conversation again at every step: an hour for one of
 them on a core of 2.5 GHz, where all sixteen activated ones take some fifteen minutes. Hence some of them, chosen
 beforehand, and a quarter of the records. On 185 dev records a macro-F1 is known to 2 or 3 points (one standard error),
-so these compare the mean, not a single classifier. The base of the activated ones was
-multiplied in bfloat16, that of the plain ones in float32.
+so these compare the mean, not a single classifier. The base of the activated ones was multiplied in bfloat16, that of
+the plain ones in float32.
 """
 
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
-ANSWER_SECONDS = 300.0
+REPLY_SECONDS = 300.0
 """How long the engine may take over what it is told or asked beside scoring. It does so between two steps."""
 
 CHECK_SECONDS = 0.5
@@ -136,21 +136,23 @@ class VllmEngine:
             return EngineCounters(**await self._told(self._engine.engine_core.call_utility_async(COUNTERS)))
 
     async def prove_patches(self) -> None:
-        """Ask every process of the engine which patches are inactive in it. Raises PluginInactiveError."""
-        from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
+        """Ask every process of the engine which patches are inactive in it.
 
+        Raises PluginInactiveError, EngineDeadError.
+        """
         from service.vllm_plugin.ledger import inactive_patches
         from service.vllm_plugin.report import INACTIVE_PATCHES
 
         answers: dict[str, Mapping[str, str]] = {"API": inactive_patches()}
         try:
-            core = self._engine.engine_core.call_utility_async(INACTIVE_PATCHES)
-            answers["engine core"] = await self._told(core)
-            for rank, answer in enumerate(await self._told(self._engine.collective_rpc(INACTIVE_PATCHES))):
-                answers[f"worker {rank}"] = answer
-        except VllmDeadError as error:
-            raise EngineDeadError("The engine is not running.") from error
-        except Exception as error:  # a process without the plugin lacks the method, and says so in its own way
+            with asking("The engine cannot say which patches are inactive."):
+                core = self._engine.engine_core.call_utility_async(INACTIVE_PATCHES)
+                answers["engine core"] = await self._told(core)
+                for rank, answer in enumerate(await self._told(self._engine.collective_rpc(INACTIVE_PATCHES))):
+                    answers[f"worker {rank}"] = answer
+        except EngineDeadError:
+            raise
+        except EngineError as error:  # a process without the plugin lacks the method, and says so in its own way
             raise PluginInactiveError(
                 "An engine process did not load Fantail's vLLM plugin, so its answers would be wrong. Is VLLM_PLUGINS "
                 "set without 'fantail', or the package not installed in this environment?"
@@ -171,7 +173,7 @@ class VllmEngine:
         """
         answer = asyncio.ensure_future(question)
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(REPLY_SECONDS):
                 while not (await asyncio.wait({answer}, timeout=CHECK_SECONDS))[0]:
                     await self._engine.check_health()
             return answer.result()

@@ -15,11 +15,10 @@ from service.admission import BACKGROUND_SHARE, LARGEST, SHARES, Admission, Job,
 from service.deadline import Deadline
 from service.domain import Priority
 from service.errors import DeadlineTooNearError, OverloadedError
+from tests.support import settle
 
 MAX_CALLS, MAX_FOLLOWS, MAX_TOKENS = 3, 2, 100
 NO_TIME = Deadline(0.0)
-TURNS = 10
-"""Of the event loop, after which everything has gone on as far as it can."""
 
 HALF = MAX_TOKENS * LARGEST
 
@@ -137,11 +136,6 @@ class InBackground:
         async with self.admission.admit_in_background(0, [Job(self.tokens)]):
             self.in_flight_before = self.admission.tokens - self.tokens
             await self.told.wait()
-
-
-async def settle() -> None:
-    for _ in range(TURNS):
-        await asyncio.sleep(0)
 
 
 async def background_load(sizes: list[int], endings: list[tuple[int, bool]]) -> None:

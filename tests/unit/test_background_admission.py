@@ -11,6 +11,7 @@ import pytest
 from service.admission import BACKGROUND_SHARE, Admission, Job
 from service.deadline import Deadline
 from service.errors import DeadlineExceededError
+from tests.support import settle
 
 MAX_TOKENS, IN_FLIGHT = 1000, 400
 SHARE = round(MAX_TOKENS * BACKGROUND_SHARE)
@@ -28,12 +29,6 @@ def held(admission: Admission) -> Iterator[contextlib.ExitStack]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(admission.admit(0, [Job(IN_FLIGHT)], NEVER))
         yield stack
-
-
-async def settle() -> None:
-    """Let every task go on as far as it can."""
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 class Background:

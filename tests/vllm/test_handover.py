@@ -17,6 +17,7 @@ from service.engine.handover import Handover
 from service.vllm_plugin import handover
 from service.vllm_plugin.handover import Requests
 from service.vllm_plugin.position import POSITION_KEY
+from tests.support import settle
 
 
 def request(name: str) -> EngineCoreRequest:
@@ -52,11 +53,6 @@ def front(core: Core, *waiting: str) -> SimpleNamespace:
     """An AsyncLLM in whose output processor the named requests wait for their answers."""
     states = {name: SimpleNamespace(queue=SimpleNamespace(put=lambda error: None)) for name in waiting}
     return SimpleNamespace(engine_core=core, output_processor=SimpleNamespace(request_states=states))
-
-
-async def settle() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 async def test_what_is_asked_in_one_turn_goes_in_one_message_and_the_next_turn_in_another() -> None:

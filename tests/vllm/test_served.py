@@ -46,9 +46,9 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    settings = {"FANTAIL_STEP_TOKENS": "512"}  # several steps for a long conversation
-    with collecting() as collector, running_server(FANTAIL_OTLP_ENDPOINT=collector.address, **settings) as server:
-        yield Served(server, collector)
+    with collecting() as collector:
+        with running_server(FANTAIL_OTLP_ENDPOINT=collector.address, FANTAIL_STEP_TOKENS="512") as server:
+            yield Served(server, collector)
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ async def test_the_engines_own_spans_stand_below_the_callers_trace(served: Serve
 
 async def test_a_call_that_is_given_up_frees_what_the_engine_held(served: Served, client: FantailClient) -> None:
     def asked(number: int) -> asyncio.Task[object]:
-        # Some steps long, since the engine tells of itself between two steps.
+        # Several steps of 512 tokens long, since the engine tells of itself between two steps.
         long: Turns = [("customer", f"{number}: " + "where is it? " * 100)] * 8
         return asyncio.create_task(client.fan_out(long, timeout=60))
 

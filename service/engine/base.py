@@ -66,13 +66,15 @@ class AdapterPlace:
 
 @dataclass(frozen=True, slots=True)
 class EngineCounters:
-    """The engine's own counts: requests being computed, their tokens done, requests waiting, KV blocks used and all."""
+    """The engine's own counts: requests being computed, their tokens done, requests waiting, KV blocks used and in all,
+    and tokens of a block."""
 
     running: int
     computed_tokens: int
     waiting: int
     kv_blocks_used: int
     kv_blocks: int
+    block_tokens: int
 
 
 class ScoringEngine(Protocol):

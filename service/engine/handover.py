@@ -28,6 +28,12 @@ class Handover:
             asyncio.get_running_loop().call_soon(self._start_sending)
         self._asked.append(request)
 
+    def close(self) -> None:
+        """Send no more, and wait no longer for what was sent: an engine core that has died never confirms it."""
+        self._core.resources.engine_dead = True
+        for task in self._sending:
+            task.cancel()
+
     def _start_sending(self) -> None:
         asked, self._asked = self._asked, []
         task = asyncio.create_task(self._send(asked))

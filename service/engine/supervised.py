@@ -7,7 +7,7 @@ import contextlib
 import enum
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
 from service.engine.base import (
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.25
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 60.0
+START_SECONDS = 3600.0
+"""How long an engine may take to start. Large models are loaded from slow disks, but not for ever."""
+
 PROVE_SECONDS = 600.0
 """How long an engine may take to prove itself; one that takes longer is given up."""
 
@@ -58,7 +61,7 @@ class SupervisedEngine:
         self._start, self._prove, self._stall_seconds = start, prove, stall_seconds
         self._engine: ScoringEngine | None = None
         self._died = asyncio.Event()
-        self._waiting = 0
+        self._waiting, self._owing = 0, False
         self._progress = 0.0
         self._computed: int | None = None
         self.state = State.STARTING
@@ -67,13 +70,17 @@ class SupervisedEngine:
     async def score(self, request: ScoringRequest) -> LabelLogprobs:
         engine = self._serving()
         clock = asyncio.get_running_loop().time
-        if not self._waiting:
+        if not self._waiting and not self._owing:
             self._progress = clock()
         self._waiting += 1
         try:
             answer = await engine.score(request)
-            self._progress = clock()
+            self._progress, self._owing = clock(), False
             return answer
+        except asyncio.CancelledError:
+            # Whoever gives up proves nothing: an engine that hangs is asked by one such caller after the other.
+            self._owing = self._owing or engine is self._engine
+            raise
         except EngineDeadError:
             if engine is self._engine:  # and not one before it, whose requests may end late
                 self._died.set()
@@ -114,11 +121,12 @@ class SupervisedEngine:
             try:
                 lived = await self._live(started)
                 delay = 0.0 if lived >= STEADY_SECONDS else max(FIRST_DELAY_S, 2 * delay)
-            except FantailError as error:
+            except Exception as error:
                 if not started.is_set():
                     raise
                 delay = max(FIRST_DELAY_S, 2 * delay)
-                logger.error("the engine did not start again: %s", error.message)
+                known = isinstance(error, FantailError)
+                logger.error("the engine did not start again: %s", error, exc_info=None if known else error)
             delay = min(delay, MAX_DELAY_S)
             self.restarts += 1
             logger.error("the engine is started again in %.1f s", delay)
@@ -127,14 +135,13 @@ class SupervisedEngine:
     async def _live(self, started: asyncio.Event) -> float:
         """Start one engine, serve with it until it dies; returns for how many seconds it served."""
         clock = asyncio.get_running_loop().time
-        async with self._start() as engine:
-            try:
-                async with asyncio.timeout(PROVE_SECONDS):
-                    await self._prove(engine)
-            except TimeoutError:
-                raise StartError(f"The engine did not answer its probes in {PROVE_SECONDS:.0f} s.") from None
+        async with contextlib.AsyncExitStack() as stack:
+            async with limited(START_SECONDS, "start"):
+                engine = await stack.enter_async_context(self._start())
+            async with limited(PROVE_SECONDS, "answer its probes"):
+                await self._prove(engine)
             self._died.clear()
-            self._waiting, self._computed = 0, None
+            self._waiting, self._owing, self._computed = 0, False, None
             self._engine, self.state, began = engine, State.SERVING, clock()
             started.set()
             logger.info("the engine serves")
@@ -153,8 +160,8 @@ class SupervisedEngine:
                     await engine.check()
                 except EngineDeadError:
                     break
-                silent = asyncio.get_running_loop().time() - self._progress if self._waiting else 0.0
-                if silent > self._stall_seconds:
+                silent = asyncio.get_running_loop().time() - self._progress if self._waiting or self._owing else 0.0
+                if silent > self._stall_seconds and (self._waiting or looking is not None):
                     logger.error("the engine has computed nothing for %.0f s", self._stall_seconds)
                     break
                 if silent > LOOKED_AT * self._stall_seconds and (looking is None or looking.done()):
@@ -168,9 +175,21 @@ class SupervisedEngine:
         logger.error("the engine is dead")
 
     async def _look_at(self, engine: ScoringEngine) -> None:
-        """Ask an engine that finishes nothing how far it is; further than before is progress."""
+        """Ask an engine that finishes nothing how far it is: to get further is progress, and so is to have no work."""
         with contextlib.suppress(FantailError):
-            computed = (await engine.counters()).computed_tokens
-            if self._computed is not None and computed > self._computed:
+            counters = await engine.counters()
+            is_idle = not (self._waiting or counters.running or counters.waiting)
+            if is_idle or (self._computed is not None and counters.computed_tokens > self._computed):
                 self._progress = asyncio.get_running_loop().time()
-            self._computed = computed
+            self._owing = self._owing and not is_idle
+            self._computed = counters.computed_tokens
+
+
+@contextlib.asynccontextmanager
+async def limited(seconds: float, what: str) -> AsyncIterator[None]:
+    """Give up the body after so many seconds. Raises StartError, which says what took too long."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise StartError(f"The engine did not {what} in {seconds:.0f} s.") from None

@@ -183,8 +183,10 @@ class VllmEngine:
 
 async def give_up(starting: asyncio.Task[Any]) -> None:
     """End a start that nobody waits for any more: without its processes it fails at once."""
-    for process in multiprocessing.active_children():
-        process.kill()
+    while not starting.done():  # it may come to start them only now
+        for process in multiprocessing.active_children():
+            process.kill()
+        await asyncio.wait({starting}, timeout=CHECK_SECONDS)
     with contextlib.suppress(Exception):
         engine = await starting
         await asyncio.to_thread(engine.shutdown, timeout=SHUTDOWN_SECONDS)
@@ -249,18 +251,20 @@ async def start_vllm(config: VllmConfig) -> AsyncIterator[VllmEngine]:
         await give_up(starting)
         raise
     except (RuntimeError, ValueError, OSError) as error:
-        raise StartError(f"vLLM did not start: {type(error).__name__}; the log above says why.") from error
+        raise StartError(f"vLLM did not start: {type(error).__name__}: {error}. The log above may say more.") from error
+    handover = Handover(engine)
     try:
         served = VllmEngine(engine, config)
         await served.prove_patches()
-        Handover(engine)
         for adapter in config.adapters:  # now, so that no request waits for one
             await served.load(adapter)
         yield served
     finally:
+        handover.close()
         if engine.output_handler is not None:
             engine.output_handler.cancel()  # or it would log the end that it is about to see as a failure
         engine.output_processor.propagate_error(VllmDeadError())  # or whoever still waits would wait for ever
         await asyncio.to_thread(engine.shutdown, timeout=SHUTDOWN_SECONDS)
+        engine.output_processor.propagate_error(VllmDeadError())  # and who was about to wait
         # AsyncLLM.__del__ shuts down once more, at exit, when the modules it needs are gone: a traceback in the log.
         engine.shutdown = lambda: None

@@ -38,7 +38,7 @@ def _inactive_patches_of_worker(self: Any) -> dict[str, str]:
 
 def _counters(self: Any) -> dict[str, int]:
     """Of an engine core: requests being computed, tokens of these that are done, requests waiting, KV blocks in use and
-    in all (one is vLLM's own). It answers between two steps, or never when one hangs."""
+    in all (one is vLLM's own), tokens of a block. It answers between two steps, or never when one hangs."""
     scheduler = self.scheduler
     pool = scheduler.kv_cache_manager.block_pool
     blocks = pool.num_gpu_blocks - 1
@@ -48,6 +48,7 @@ def _counters(self: Any) -> dict[str, int]:
         "waiting": len(scheduler.waiting),
         "kv_blocks_used": blocks - pool.get_num_free_blocks(),
         "kv_blocks": blocks,
+        "block_tokens": scheduler.block_size,
     }
 
 
@@ -57,7 +58,10 @@ def _adapters(self: Any) -> dict[int, tuple[int | None, int]]:
         return {}
     manager = self.model_runner.lora_manager._adapter_manager
     slots = {adapter: slot for slot, adapter in enumerate(manager.lora_index_to_id) if adapter is not None}
-    return {adapter: (slots.get(adapter), _slot_loads[adapter]) for adapter in manager.list_adapters()}
+    held = {adapter: (slots.get(adapter), _slot_loads[adapter]) for adapter in manager.list_adapters()}
+    for gone in set(_slot_loads) - set(held):
+        del _slot_loads[gone]
+    return held
 
 
 def _activate_adapter(self: Any, lora_id: int) -> bool:

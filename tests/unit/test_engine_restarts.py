@@ -77,6 +77,16 @@ async def test_an_engine_that_cannot_be_proven_again_is_retried(supervise: Super
     assert supervision.most_open == 1
 
 
+async def test_an_engine_that_cannot_be_started_again_for_a_reason_nobody_thought_of_is_retried(
+    supervise: Supervise, delays: list[float]
+) -> None:
+    supervision = supervise(Engine(), KeyError("a defect"), Engine())
+    await supervision.serving()
+    supervision.open[0].dead = True
+    await supervision.serving(restarts=2)
+    assert len(delays) == 2
+
+
 async def test_an_engine_that_hangs_over_its_proof_is_given_up_and_another_started(
     supervise: Supervise, delays: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,3 +207,37 @@ async def test_a_request_that_a_stalled_engine_gives_up_late_is_no_work_given_ba
             clock.now += STALL_S + 1
             await last.looked_after()
     assert supervision.engine.restarts == 2
+
+
+async def test_an_engine_that_hangs_is_noticed_though_each_caller_gives_up_before(
+    supervise: Supervise, clock: TurnedLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, then = stuck_engine(), Engine()
+    monkeypatch.setattr(engine, "counters", lambda: asyncio.Event().wait())
+    supervision = supervise(engine, then)
+    await supervision.serving()
+    for number in range(1, 5):
+        with asked(supervision) as waiting:
+            await until(lambda asked=number: engine.asked == asked)
+            clock.now += STALL_S / 4
+            await engine.looked_after()
+        await asyncio.wait([waiting])
+    clock.now += 1.0
+    await supervision.serving(restarts=1)
+    assert supervision.open == [then]
+
+
+async def test_an_engine_whose_callers_all_give_up_is_let_live_once_it_has_nothing_to_do(
+    supervise: Supervise, clock: TurnedLoop
+) -> None:
+    engine = stuck_engine()
+    supervision = supervise(engine)
+    await supervision.serving()
+    for number in range(1, 9):
+        with asked(supervision) as waiting:
+            await until(lambda asked=number: engine.asked == asked)
+            clock.now += STALL_S / 4
+        await asyncio.wait([waiting])
+        clock.now += STALL_S / 4
+        await engine.looked_after()
+    assert supervision.engine.restarts == 0

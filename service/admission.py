@@ -21,7 +21,7 @@ SHARES = {Priority.CRITICAL: 1.0, Priority.NORMAL: 0.9, Priority.LOW: 0.7}
 """Up to which share of the tokens in flight a priority is admitted by itself: what matters least is shed first."""
 
 BACKGROUND_SHARE = 0.5
-"""The same for work that nobody waits for."""
+"""The same for work that nobody waits for, and up to which share of the calls under way batches are admitted."""
 
 LARGEST = 0.5
 """As which share of its bound a conversation counts at most when it asks for room: none is too long ever to find it."""
@@ -54,18 +54,21 @@ class Admission:
     `max_calls`: calls under way; `max_tokens`: tokens to compute for them; `max_follows`: live conversations, which
     cost next to nothing between their turns.
 
-    `rate`: tokens per second at the engine's best, None before anything has been measured; `stopping`: set by `stop`.
+    `batches`: calls under way whose work is done in the background, counted apart. `rate`: tokens per second at the
+    engine's best, None before anything has been measured; `stopping`: set by `stop`.
     """
 
     def __init__(self, max_calls: int, max_tokens: int, max_follows: int = 10_000) -> None:
         self.max_calls, self.max_tokens, self.max_follows = max_calls, max_tokens, max_follows
         self.calls = 0
+        self.batches = 0
         self.follows = 0
         self.tokens = 0
         self.rate: float | None = None
         self._computed = 0
         self.stopping = asyncio.Event()
         self._released = asyncio.Event()
+        self._left = asyncio.Event()
 
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
@@ -78,6 +81,23 @@ class Admission:
             yield
         finally:
             self.calls -= 1
+            self._left.set()
+
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[None]:
+        """One more batch under way, which waits where a call is turned away, and so never takes a call's place.
+
+        Raises OverloadedError when there are too many, StoppingError after `stop`.
+        """
+        self._require_going_on()
+        if self.batches >= max(1, BACKGROUND_SHARE * self.max_calls):
+            raise self._overloaded("calls", self.tokens)
+        self.batches += 1
+        try:
+            yield
+        finally:
+            self.batches -= 1
+            self._left.set()
 
     @contextlib.contextmanager
     def follow(self) -> Iterator[None]:
@@ -90,13 +110,23 @@ class Admission:
             yield
         finally:
             self.follows -= 1
+            self._left.set()
 
     def stop(self) -> None:
         """Take on no more calls; those under way go on."""
         self.stopping.set()
 
+    async def idle(self) -> None:
+        """Return once no call, batch or live conversation is under way."""
+        while self.calls or self.batches or self.follows:
+            self._left.clear()
+            await self._left.wait()
+
     def computed(self, tokens: int) -> None:
-        """The engine has computed so many for an answer; the rate is measured by these, not by what was estimated."""
+        """The engine has computed so many for an answer; the rate is measured by these, not by what was estimated.
+
+        An answer's tokens are known all at once, and may have been computed before the call that is measured began.
+        """
         self._computed += tokens
 
     @contextlib.contextmanager
@@ -163,11 +193,13 @@ class Admission:
 
     @contextlib.contextmanager
     def _in_flight(self, tokens: int) -> Iterator[None]:
+        ahead, computed, began = self.tokens, self._computed, time.monotonic()
         self.tokens += tokens
-        computed, began = self._computed, time.monotonic()
         try:
             yield
-            self._measure(self._computed - computed, time.monotonic() - began)
+            if tokens >= LEAST_MEASURED:
+                # What was ahead may have been all but done, so the rate is measured too low by it, never too high.
+                self._measure(self._computed - computed - ahead, time.monotonic() - began)
         finally:
             self.tokens -= tokens
             self._released.set()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from service.admission import Admission, Job
@@ -125,71 +125,94 @@ class Classify:
         call = replace(call, deadline=call.deadline.earlier(ANSWER_SECONDS))
         if not call.deadline.remaining():
             raise DeadlineExceededError("The deadline came before the work could begin.")
-        with self.catalogue.lease() as registry:
-            names = tuple(names) or tuple(registry.classifiers)
-            chosen = [_find(registry, name, conversation) for name in names]
-            self.observer.asked(conversation, call)
-            prefix = await self._prefix(conversation)
-            clock.prompted()
-            asked = {index: each for index, each in enumerate(chosen) if isinstance(each, Classifier)}
-            known: dict[int, Outcome] = {
-                index: each for index, each in enumerate(chosen) if isinstance(each, FantailError)
-            }
-            async with self._room_for(prefix, asked, call) as shed:
-                known |= shed
-                for index, error in known.items():
-                    yield Result(index, names[index], error, prefix.truncation, clock.stages())
-                rest = {index: each for index, each in asked.items() if index not in shed}
-                async with contextlib.aclosing(self._outcomes(prefix, rest, call, clock)) as outcomes:
-                    async for index, outcome in outcomes:
-                        yield Result(index, names[index], outcome, prefix.truncation, clock.stages())
-                        self._tell(registry, prefix, rest[index], outcome, call)
-                self.observer.finished(clock.stages())
+        self.observer.asked(conversation, call)
+        prefix = await self.prefix(conversation)
+        clock.prompted()
+        await self.engine.check()  # before room is taken: no engine is another thing than no room
+        async with self._turn(prefix, names, conversation, call):
+            with self.catalogue.lease() as registry:
+                names = tuple(names) or tuple(registry.classifiers)
+                chosen = dict(enumerate(_find(registry, name, conversation) for name in names))
+                known: dict[int, Outcome] = {i: each for i, each in chosen.items() if isinstance(each, FantailError)}
+                asked = {i: each for i, each in chosen.items() if isinstance(each, Classifier)}
+                with self._room_for(prefix, asked, call) as shed:
+                    known |= shed
+                    for index, error in known.items():
+                        yield Result(index, names[index], error, prefix.truncation, clock.stages())
+                    rest = {index: each for index, each in asked.items() if index not in shed}
+                    read: set[str] = set()
+                    async with contextlib.aclosing(self._outcomes(prefix, rest, call, clock)) as outcomes:
+                        async for index, outcome in outcomes:
+                            if isinstance(outcome, Classification):
+                                self._remember(prefix, rest[index], call.cache_salt, read)
+                            yield Result(index, names[index], outcome, prefix.truncation, clock.stages())
+                            self._tell(registry, prefix, rest[index], outcome, call)
+                    self.observer.finished(clock.stages())
 
-    async def _prefix(self, conversation: Conversation) -> Prefix:
-        """The prompt's shared part; made in a thread where it takes so long that other calls would wait."""
+    async def prefix(self, conversation: Conversation) -> Prefix:
+        """The prompt's shared part; made in a thread where it takes so long that other calls would wait.
+
+        Raises InvalidRequestError for a conversation that has none.
+        """
         if sum(len(turn.text) for turn in conversation.turns) < LONG_CHARACTERS:
             return self.builder.prefix(conversation)
         return await asyncio.to_thread(self.builder.prefix, conversation)
 
     @contextlib.asynccontextmanager
-    async def _room_for(
-        self, prefix: Prefix, asked: Mapping[int, Classifier], call: Call
-    ) -> AsyncIterator[dict[int, Outcome]]:
+    async def _turn(
+        self, prefix: Prefix, names: Sequence[str], conversation: Conversation, call: Call
+    ) -> AsyncIterator[None]:
+        """In the background, wait for room and hold it, before any revision is held that a change would wait for.
+
+        Raises DeadlineExceededError when the deadline comes first.
+        """
+        if not call.background:
+            yield
+            return
+        registry = self.catalogue.current
+        found = [_find(registry, name, conversation) for name in names or registry.classifiers]
+        asked = [each for each in found if isinstance(each, Classifier)]
+        async with self.admission.admit_in_background(*self._work(prefix, asked, call.cache_salt), call.deadline):
+            yield
+
+    @contextlib.contextmanager
+    def _room_for(self, prefix: Prefix, asked: Mapping[int, Classifier], call: Call) -> Iterator[dict[int, Outcome]]:
         """Hold room for what is asked; yields an error for each classifier that there is no room for.
 
-        Raises OverloadedError, DeadlineTooNearError; in the background DeadlineExceededError.
+        Raises OverloadedError, DeadlineTooNearError.
         """
-        shared, jobs = self._work(prefix, asked, call.cache_salt)
         if call.background:
-            async with self.admission.admit_in_background(shared, jobs, call.deadline):
-                self._remember(prefix, asked.values(), call.cache_salt)
-                yield {}
+            yield {}
             return
+        shared, jobs = self._work(prefix, asked.values(), call.cache_salt)
         with self.admission.admit(shared, jobs, call.deadline) as taken:
             error = self.admission.shed_error()
             shed = [index for index, wanted in zip(asked, taken, strict=True) if not wanted]
             for index in shed:
                 self.observer.shed(asked[index])
-            self._remember(prefix, [asked[index] for index in asked if index not in shed], call.cache_salt)
             yield dict.fromkeys(shed, error)
 
-    def _work(self, prefix: Prefix, asked: Mapping[int, Classifier], salt: str) -> tuple[int, list[Job]]:
+    def _work(self, prefix: Prefix, asked: Collection[Classifier], salt: str) -> tuple[int, list[Job]]:
         """Tokens that the engine probably has to compute: once for all, and for each."""
         jobs = []
-        for each in asked.values():
+        for each in asked:
             own = len(each.tail_ids)
             if not each.shares_reading:
                 own += self.memory.new_tokens(prefix.token_ids, f"{salt} {each.revision}")
             jobs.append(Job(own, each.priority))
-        if not any(each.shares_reading for each in asked.values()):
+        if not any(each.shares_reading for each in asked):
             return 0, jobs
         return self.memory.new_tokens(prefix.token_ids, salt), jobs
 
-    def _remember(self, prefix: Prefix, admitted: Iterable[Classifier], salt: str) -> None:
-        """The engine's cache will hold what is admitted; what was refused is as new when it comes back."""
-        for reading in {salt if each.shares_reading else f"{salt} {each.revision}" for each in admitted}:
+    def _remember(self, prefix: Prefix, answered: Classifier, salt: str, read: set[str]) -> None:
+        """The engine's cache holds what it has answered; what was refused or given up is as new when it comes back.
+
+        `read`: what of this fan-out is remembered already, changed in place.
+        """
+        reading = salt if answered.shares_reading else f"{salt} {answered.revision}"
+        if reading not in read:
             self.memory.remember(prefix.token_ids, reading)
+            read.add(reading)
 
     async def _outcomes(
         self, prefix: Prefix, asked: Mapping[int, Classifier], call: Call, clock: Clock
@@ -233,7 +256,8 @@ class Classify:
             self.admission.computed(outcome.usage.computed)
             self.observer.answered(asked, outcome)
             for shadow in registry.shadows(asked.name):
-                self.shadows.ask(prefix, shadow, outcome, call)
+                if shadow is not asked:
+                    self.shadows.ask(prefix, shadow, outcome, call)
 
 
 def _find(registry: Registry, name: str, conversation: Conversation) -> Classifier | FantailError:

@@ -19,9 +19,9 @@ class LiveConversation:
     turns: list[Turn] = field(default_factory=list)
     names: tuple[str, ...] = ()
 
-    def require_room(self, new: Sequence[Turn]) -> None:
+    async def require_room(self, new: Sequence[Turn]) -> None:
         """Raise TurnTooLongError for turns that do not fit the context, whatever else is said."""
-        self.classify.builder.prefix(Conversation(self.id, tuple(new)))
+        await self.classify.prefix(Conversation(self.id, tuple(new)))
 
     def take_over(self, id: str, new: Sequence[Turn], names: Sequence[str] | None) -> None:
         """Go on with what a message brings. `id`: of the first message alone; `names`: None for those as before."""

@@ -62,6 +62,7 @@ LIST = (
     Metric("gauge", "calls_in_flight", "Calls under way.", ("method",)),
     Metric("gauge", "calls_admitted", "Calls and messages of live conversations that hold a permit."),
     Metric("gauge", "calls_admitted_limit", "From which calls admitted on calls are turned away."),
+    Metric("gauge", "batches", "Batches under way."),
     Metric("gauge", "follows", "Live conversations."),
     Metric("gauge", "follows_limit", "From which live conversations on more are turned away."),
     Metric("counter", "fan_outs", "Fan-outs asked for, by the name of the caller's key.", ("caller",)),
@@ -121,6 +122,7 @@ class Metrics(Observer):
         self._metrics["tokens_in_flight_limit"].set_function(lambda: admission.max_tokens)
         self._metrics["calls_admitted"].set_function(lambda: admission.calls)
         self._metrics["calls_admitted_limit"].set_function(lambda: admission.max_calls)
+        self._metrics["batches"].set_function(lambda: admission.batches)
         self._metrics["follows"].set_function(lambda: admission.follows)
         self._metrics["follows_limit"].set_function(lambda: admission.max_follows)
         self._metrics["engine_rate"].set_function(lambda: admission.rate or 0.0)

@@ -36,9 +36,10 @@ class PrefixMemory:
         while len(self._blocks) > self._capacity:
             self._blocks.popitem(last=False)
 
-    def forget(self) -> None:
-        """The engine was started anew."""
+    def forget(self, capacity_tokens: int) -> None:
+        """The engine was started anew, with room for so many tokens."""
         self._blocks.clear()
+        self._capacity = capacity_tokens // PREFIX_MULTIPLE
 
 
 def _chain(prefix: Sequence[int], salt: str) -> Iterator[int]:

@@ -115,7 +115,9 @@ class Settings(BaseSettings):
 
     # Load and time.
     max_calls: Count = setting(
-        256, "Calls under way beyond which more are turned away. Bounds memory; tokens bound latency."
+        256,
+        "Calls under way beyond which more are turned away, and batches beyond half of it. Bounds memory; tokens bound "
+        "latency.",
     )
     max_tokens_in_flight: Count | None = setting(
         None,
@@ -215,6 +217,11 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield "FANTAIL_ADMIN: needs FANTAIL_KEYS with a key of scope admin; nobody may operate a server without one"
     if settings.isolate_callers and settings.keys is None:
         yield "FANTAIL_ISOLATE_CALLERS: needs FANTAIL_KEYS, which tell callers apart"
+    if settings.step_tokens is not None and settings.step_tokens < settings.concurrent_sequences:
+        yield (
+            f"FANTAIL_STEP_TOKENS: {settings.step_tokens} is less than FANTAIL_CONCURRENT_SEQUENCES, which is "
+            f"{settings.concurrent_sequences}; a step has to hold a token of each, so lower that too"
+        )
     exposed = not is_loopback(settings.address) and not settings.allow_insecure
     if exposed and (settings.tls_certificate is None or settings.keys is None):
         yield (

@@ -35,7 +35,6 @@ GATE_TOLERANCE = {"float32": 0.02, "float16": 0.1, "bfloat16": 0.5}
 """How far rounding may take a log probability from PEFT's float32 answer, by the engine's arithmetic: logits of size 20
 carry 24, 11 and 8 bits. float32's is measured (under 0.001 on the shipped probes), the others are not yet."""
 
-REMEMBERED_TOKENS = 1_000_000
 UNBOUNDED = 1 << 62
 
 WARM_UP = Conversation("", (Turn(Role.CUSTOMER, "hi, is anybody there? " * 20),))
@@ -109,7 +108,7 @@ async def start_classify(settings: Settings, *ignore: str) -> AsyncIterator[Clas
     catalogue = Catalogue(load_registry(settings, prompting, *ignore))
     config = replace(vllm_config(settings, prompting, choice, catalogue.current), spare_adapters=0)
     async with start_vllm(config) as engine:
-        classify = assemble(catalogue, prompting, engine, Admission(UNBOUNDED, UNBOUNDED), Observer())
+        classify = assemble(catalogue, prompting, engine, unbounded(), Observer())
         await prove(classify, gate_of(settings, prompting, choice, engine))
         yield classify
 
@@ -119,8 +118,13 @@ def assemble(
 ) -> Classify:
     """The way of a request, wired."""
     shadows = Shadows(catalogue, engine, admission, observer)
-    memory = PrefixMemory(REMEMBERED_TOKENS)
+    memory = PrefixMemory(0)  # until an engine is proven, whose room is known then
     return Classify(catalogue, prompting.builder, engine, admission, memory, shadows, observer)
+
+
+def unbounded() -> Admission:
+    """Admits everything: for work that no caller waits for."""
+    return Admission(UNBOUNDED, UNBOUNDED)
 
 
 def gate_of(settings: Settings, prompting: Prompting, choice: Choice, engine: ScoringEngine) -> Gate:
@@ -144,8 +148,9 @@ async def prove(classify: Classify, gate: Gate) -> None:
     catalogue.replace(registry)
     for name, why in registry.withheld.items():
         logger.error("%s is withheld: %s", name, why)
-    classify.memory.forget()
-    await warm_up(classify)
+    counters = await classify.engine.counters()
+    classify.memory.forget(counters.kv_blocks * counters.block_tokens)
+    await warm_up(replace(classify, admission=unbounded()))  # callers who come too early must not push it out
 
 
 async def fit(engine: ScoringEngine, registry: Registry) -> None:

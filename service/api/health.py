@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio as health
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.catalogue import Catalogue
 from service.engine.base import ScoringEngine
@@ -21,41 +21,62 @@ from service.errors import EngineDeadError, NotServingError
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.5
-LAST_WORD_SECONDS = 0.2
-"""How long a watcher has to be told that the server stops."""
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
-class DrainingHealthServicer(health.HealthServicer):
-    """The standard servicer, whose watchers would hold a stopping server for its whole grace: here they end."""
+class States(health_pb2_grpc.HealthServicer):
+    """What is serving, by name, and those who watch it. A watcher that does not read holds up itself alone, and all of
+    them end when the server stops."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._draining = asyncio.Event()
+        self._states: dict[str, Any] = {}
+        self._changed = asyncio.Event()
+        self._draining = False
 
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
-        watching = asyncio.ensure_future(super().Watch(request, context))
-        draining = asyncio.ensure_future(self._draining.wait())
-        try:
-            await asyncio.wait({watching, draining}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({watching}, timeout=LAST_WORD_SECONDS)
-        finally:
-            watching.cancel()
-            draining.cancel()
+    def set(self, name: str, state: Any) -> None:
+        """Tell all watchers of a name, unless the server stops."""
+        if not self._draining:
+            self._states[name] = state
+            self._tell()
 
-    async def enter_graceful_shutdown(self) -> None:
-        await super().enter_graceful_shutdown()
-        self._draining.set()
+    def drain(self) -> None:
+        """Nothing serves from now on, and nobody watches."""
+        self._draining = True
+        self._states = dict.fromkeys(self._states, NOT_SERVING)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
+        if (state := self._states.get(request.service)) is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND)
+        return health_pb2.HealthCheckResponse(status=state)
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, context: Any
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        told = None
+        while True:
+            changed, state = self._changed, self._states.get(request.service, SERVICE_UNKNOWN)
+            if state != told:
+                yield health_pb2.HealthCheckResponse(status=state)
+                told = state
+            elif self._draining:
+                return
+            else:
+                await changed.wait()
 
 
 class Health:
     """Follows the engine and the catalogue. `services`: reported beside the overall state (the empty name)."""
 
     def __init__(self, engine: ScoringEngine, catalogue: Catalogue, services: Sequence[str], prefix: str) -> None:
-        self.servicer = DrainingHealthServicer()
+        self.servicer = States()
         self._engine, self._catalogue = engine, catalogue
         self._services = ("", *services)
         self._prefix = prefix
@@ -64,7 +85,10 @@ class Health:
     async def follow(self) -> None:
         """Check for as long as the task runs."""
         while True:
-            await self.update()
+            try:
+                await self.update()
+            except Exception:  # or whoever asks would be told the last state for ever
+                logger.exception("health is not known")
             await asyncio.sleep(CHECK_SECONDS)
 
     async def update(self) -> None:
@@ -80,11 +104,11 @@ class Health:
         for name, state in states.items():
             if self._told.get(name) != state:
                 self._told[name] = state
-                await self.servicer.set(name, state)
+                self.servicer.set(name, state)
 
-    async def drain(self) -> None:
+    def drain(self) -> None:
         """Report not serving from now on, whatever the engine says."""
-        await self.servicer.enter_graceful_shutdown()
+        self.servicer.drain()
 
     async def _states(self) -> dict[str, Any]:
         state: Any = SERVING

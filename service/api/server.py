@@ -16,6 +16,7 @@ from service.api.health import Health
 from service.api.interceptors.admission import AdmissionInterceptor
 from service.api.interceptors.auth import AuthInterceptor
 from service.api.interceptors.deadline import DeadlineInterceptor
+from service.api.interceptors.decode import DecodeInterceptor
 from service.api.interceptors.errors import ErrorInterceptor
 from service.api.interceptors.metrics import MetricsInterceptor
 from service.api.interceptors.tracing import TracingInterceptor
@@ -79,6 +80,7 @@ async def listen(
             DeadlineInterceptor(listening.longest_seconds),
             TracingInterceptor(tracing),
             AdmissionInterceptor(admission),
+            DecodeInterceptor(),
         ],
         options=[("grpc.max_receive_message_length", listening.max_message_bytes), ("grpc.so_reuseport", 0)],
     )
@@ -102,8 +104,13 @@ async def listen(
     finally:
         following.cancel()
         admission.stop()
-        await health.drain()
-        await server.stop(listening.grace_seconds)
+        health.drain()
+        clock = asyncio.get_running_loop().time
+        ends = clock() + listening.grace_seconds
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(ends):
+                await admission.idle()  # who calls meanwhile is told that another may answer
+        await server.stop(max(0.0, ends - clock()))
 
 
 def bind(server: grpc.aio.Server, listening: Listening) -> int:

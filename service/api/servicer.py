@@ -52,8 +52,11 @@ Context = ServicerContext[Any, Any]
 NAME_IT = "Name the classifier; ListClassifiers names them all."
 
 MAX_BATCH_RESULTS = 16_384
-"""Conversations times named classifiers of one batch beyond which it is refused: each result takes memory, also one
+"""Conversations times classifiers of one batch beyond which it is refused: each result takes memory, also one
 that only says that there is no such classifier."""
+
+RESULT_SECONDS = 50e-6
+"""Time that writing one result of a batch into its response takes at most, to be left before the deadline."""
 
 BATCH_AT_ONCE = 4
 """Conversations of one batch under way at once: enough to keep the engine busy beside nothing else."""
@@ -99,7 +102,10 @@ class ClassificationServicer(ClassificationServiceServicer):
 
     async def ClassifyBatch(self, request: pb.ClassifyBatchRequest, context: Context) -> pb.ClassifyBatchResponse:
         raise_all([*self._batch_problems(request), *name_problems(request.classifiers)])
-        call = replace(current_call(), background=True)
+        await self._classify.engine.check()  # one refusal that a client tries again, not one for each item
+        call = current_call()
+        writing = len(request.conversations) * self._asked(request) * RESULT_SECONDS
+        call = replace(call, background=True, deadline=call.deadline.earlier(writing))
         call.toll(len(request.conversations) - 1)
         permits = asyncio.Semaphore(BATCH_AT_ONCE)
 
@@ -153,10 +159,13 @@ class ClassificationServicer(ClassificationServiceServicer):
         if size > most:
             message = f"The batch has {size} conversations, this server accepts {most} in one call; split it."
             return [BatchTooLargeError(message, "conversations", {"max_conversations": str(most)})]
-        if size * len(request.classifiers) > MAX_BATCH_RESULTS:
+        if size * self._asked(request) > MAX_BATCH_RESULTS:
             message = f"The batch asks for more than {MAX_BATCH_RESULTS} results; split it or name fewer classifiers."
             return [BatchTooLargeError(message, "conversations", {"max_results": str(MAX_BATCH_RESULTS)})]
         return []
+
+    def _asked(self, request: pb.ClassifyBatchRequest) -> int:
+        return len(request.classifiers) or len(self._classify.catalogue.current.classifiers)
 
     async def _answers_in_batch(self, request: pb.ClassifyBatchRequest, index: int, call: Call) -> Answers:
         message, field = request.conversations[index], f"conversations[{index}]"
@@ -180,7 +189,7 @@ class ClassificationServicer(ClassificationServiceServicer):
     ) -> Answers | FantailError | None:
         """Take over a message and answer it; None when it wants no answer."""
         try:
-            new = self._new_turns(live, request)
+            new = await self._new_turns(live, request)
         except InvalidRequestError as error:
             return error
         names = request.classifiers.names if request.HasField("classifiers") else None
@@ -192,12 +201,12 @@ class ClassificationServicer(ClassificationServiceServicer):
         with self._classify.admission.call():
             return await live.answers(call)
 
-    def _new_turns(self, live: LiveConversation, request: pb.FollowRequest) -> Sequence[Turn]:
+    async def _new_turns(self, live: LiveConversation, request: pb.FollowRequest) -> Sequence[Turn]:
         """The turns of a message that can be taken over. Raises InvalidRequestError for one that can not."""
         raise_all(self._message_problems(live, request))
         new = turns_from_proto(request.turns)
         try:
-            live.require_room(new)
+            await live.require_room(new)
         except InvalidRequestError as error:
             move(error, "conversation.", "")
             raise

@@ -104,11 +104,20 @@ class FantailClient(Connection):
             call.cancel()
 
     async def classify_batch(
-        self, conversations: Sequence[Turns], classifiers: Sequence[str] = (), *, timeout: float
+        self,
+        conversations: Sequence[Turns],
+        classifiers: Sequence[str] = (),
+        *,
+        timeout: float,
+        ids: Sequence[str] = (),
     ) -> pb.ClassifyBatchResponse:
-        """Ask about many conversations, in their order; each item has its own outcome. Raises RpcError."""
+        """Ask about many conversations, in their order; each item has its own outcome. Raises RpcError.
+
+        `ids`: the caller's own, one for each conversation, or none. Raises ValueError for another number of them.
+        """
+        named = zip(conversations, ids or [""] * len(conversations), strict=True)
         request = pb.ClassifyBatchRequest(
-            conversations=[conversation(turns) for turns in conversations], classifiers=classifiers
+            conversations=[conversation(turns, id) for turns, id in named], classifiers=classifiers
         )
         return await self._patiently(self._stub.ClassifyBatch, request, timeout)
 

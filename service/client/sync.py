@@ -75,10 +75,18 @@ class FantailSyncClient:
             yield result
 
     def classify_batch(
-        self, conversations: Sequence[Turns], classifiers: Sequence[str] = (), *, timeout: float
+        self,
+        conversations: Sequence[Turns],
+        classifiers: Sequence[str] = (),
+        *,
+        timeout: float,
+        ids: Sequence[str] = (),
     ) -> pb.ClassifyBatchResponse:
-        """Ask about many conversations, in their order; each item has its own outcome. Raises RpcError."""
-        return self._run(self._client.classify_batch(conversations, classifiers, timeout=timeout))
+        """Ask about many conversations, in their order; each item has its own outcome. Raises RpcError.
+
+        `ids`: the caller's own, one for each conversation, or none. Raises ValueError for another number of them.
+        """
+        return self._run(self._client.classify_batch(conversations, classifiers, timeout=timeout, ids=ids))
 
     @contextlib.contextmanager
     def follow(

@@ -74,14 +74,16 @@ async def locked(serve: Serve, keys_file: Path, deployer: Deployer) -> str:
     return await serve(keys=KeyRing(keys_file), deployer=deployer)
 
 
-async def end(address: str, method: MethodDescriptor, *metadata: tuple[str, str]) -> RpcError | None:
-    """Make a call with an empty request, or in a stream none; how it failed, None when it did not."""
+async def end(
+    address: str, method: MethodDescriptor, *metadata: tuple[str, str], request: bytes = b""
+) -> RpcError | None:
+    """Make a call with these bytes as request, or in a stream none; how it failed, None when it did not."""
     kinds = {(False, False): "unary_unary", (False, True): "unary_stream", (True, True): "stream_stream"}
     kind = kinds[method.client_streaming, method.server_streaming]
     async with grpc.aio.insecure_channel(address) as channel:
         send = getattr(channel, kind)(f"/{method.containing_service.full_name}/{method.name}")
-        request = () if method.client_streaming else (b"",)
-        call = send(*request, timeout=DEADLINE_S, metadata=metadata)
+        requests = () if method.client_streaming else (request,)
+        call = send(*requests, timeout=DEADLINE_S, metadata=metadata)
         try:
             if method.client_streaming:
                 with contextlib.suppress(grpc.aio.InternalError):  # it has ended already
@@ -113,6 +115,14 @@ def require_key_invalid(error: RpcError | None) -> None:
 async def test_every_method_needs_a_key(locked: str, engine: WatchedEngine, method: MethodDescriptor) -> None:
     require_key_invalid(await end(locked, method))
     assert engine.requests == []
+
+
+@every(FAN_OUT, STREAM, LIST_REVISIONS)
+async def test_what_comes_without_a_key_is_not_read(locked: str, method: MethodDescriptor) -> None:
+    require_key_invalid(await end(locked, method, request=b"\xff no message"))
+    error = await end(locked, method, *bearer(DOES_BOTH), request=b"\xff no message")
+    assert error is not None
+    assert error.reason == "ERROR_REASON_REQUEST_MALFORMED"
 
 
 INVALID = {

@@ -33,12 +33,12 @@ def errors(response: pb.ClassifyBatchResponse) -> list[RpcError | None]:
     return [RpcError.of_status(item.status) if item.HasField("status") else None for item in response.items]
 
 
-async def test_a_dead_engine_is_a_status_of_each_item(stub: ClassificationServiceStub, engine: HoldingEngine) -> None:
+async def test_a_dead_engine_is_the_whole_batchs_status(stub: ClassificationServiceStub, engine: HoldingEngine) -> None:
     engine.dead = True
-    found = errors(await stub.ClassifyBatch(REQUEST, timeout=DEADLINE_S))
-    assert [error and (error.code, error.reason) for error in found] == [
-        (grpc.StatusCode.UNAVAILABLE, "ERROR_REASON_ENGINE_DEAD")
-    ] * 3
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ClassifyBatch(REQUEST, timeout=DEADLINE_S)
+    error = RpcError.of_call(caught.value)
+    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "ERROR_REASON_ENGINE_DEAD")
 
 
 async def test_an_engine_that_dies_midway_leaves_what_was_answered(

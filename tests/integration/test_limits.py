@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from service.api import servicer
 from service.api.servicer import Limits
 from service.classify import MAX_CLASSIFIERS
 from service.client import RpcError
@@ -140,3 +141,20 @@ async def test_more_names_than_any_server_has_classifiers_are_refused(
     ended = await end(channel, method, MAKE_FOR[method](*names, turns=REFUND))
     assert ended == (OK if accepted else (INVALID, "ERROR_REASON_CLASSIFIERS_TOO_MANY"))
     assert len(engine.requests) == accepted
+
+
+async def test_a_batch_that_asks_for_too_many_results_is_refused_whether_or_not_it_names_them(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servicer, "MAX_BATCH_RESULTS", 7)
+    async with grpc.aio.insecure_channel(await serve()) as channel:
+        for names, conversations, accepted in (
+            ((PLAIN,), 7, True),
+            ((PLAIN,), 8, False),
+            ((), 1, True),
+            ((), 2, False),
+        ):
+            request = batch_request(*names, turns=REFUND)
+            request.conversations.extend([request.conversations[0]] * (conversations - 1))
+            code, _ = await end(channel, "ClassifyBatch", request)
+            assert code is (grpc.StatusCode.OK if accepted else INVALID)

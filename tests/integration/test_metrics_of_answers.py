@@ -13,7 +13,7 @@ import pytest
 from service.admission import Admission
 from service.classify import Classify
 from service.client import FantailClient, RpcError
-from service.domain import Calibration, Priority
+from service.domain import Calibration, Conversation, Priority, Role, Turn
 from service.errors import EngineError
 from service.metrics import serve_metrics
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
@@ -151,6 +151,8 @@ async def test_an_answer_shed_for_want_of_room_is_counted_by_classifier_and_prio
     engine.gate.clear()
     first = asyncio.create_task(client.classify(HELLO, SECOND_ACTIVATED, timeout=DEADLINE_S))
     await engine.begun(1)
+    said = Conversation("", tuple(Turn(Role(role), text) for role, text in HELLO))
+    classify.memory.remember(classify.builder.prefix(said).token_ids, "")
     admission.max_tokens = round(admission.tokens / 0.75)  # more than low ones may have, less than normal ones
     second = asyncio.create_task(client.fan_out(HELLO, [ACTIVATED, SECOND_ACTIVATED], timeout=DEADLINE_S))
     await engine.begun(1)

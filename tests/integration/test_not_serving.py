@@ -168,9 +168,8 @@ async def test_a_starting_server_says_so_and_when_to_come_back(
     assert engine.requests == []
 
 
-async def test_a_starting_server_says_so_of_each_item_of_a_batch(starting: Starting) -> None:
-    (item,) = (await answer(starting.stub, "ClassifyBatch", BATCH["ClassifyBatch"])).items
-    error = RpcError.of_status(item.status)
+async def test_a_starting_server_says_so_of_a_batch(starting: Starting) -> None:
+    error = await refusal(starting.stub, "ClassifyBatch", BATCH["ClassifyBatch"])
     assert (error.code, error.reason) == STARTING
 
 

@@ -12,12 +12,15 @@ import grpc
 import pytest
 
 from service.admission import LEAST_RETRY_S, Admission
+from service.api.convert import conversation_from_proto
+from service.classify import Classify
 from service.client import RpcError
 from service.domain import Priority
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
 from service.registry.registry import Registry
 from tests.integration.asking import ASKING, BATCH, DESCRIBING, answer, every, refusal
+from tests.integration.conftest import Serve
 from tests.integration.harness import (
     ACTIVATED,
     DEADLINE_S,
@@ -74,11 +77,36 @@ async def begin(stub: ClassificationServiceStub, engine: WatchedEngine) -> Async
 async def given_back(admission: Admission) -> None:
     """Return once nothing is in flight."""
     async with asyncio.timeout(DEADLINE_S):
-        while admission.calls or admission.tokens:  # noqa: ASYNC110  (what is counted tells nobody)
+        while admission.calls or admission.batches or admission.tokens:  # noqa: ASYNC110  (what is counted tells nobody)
             await asyncio.sleep(0)
 
 
-@every(ASKING | BATCH | DESCRIBING)
+@every(BATCH)
+async def test_batches_take_no_calls_place(
+    stub: ClassificationServiceStub, engine: WatchedEngine, begin: Begin, method: str, request_: Any
+) -> None:
+    await begin(MAX_CALLS)
+    batch = asyncio.ensure_future(answer(stub, method, request_))
+    engine.gate.set()
+    assert await batch
+
+
+@every(BATCH)
+async def test_a_batch_too_many_is_refused_at_once(
+    stub: ClassificationServiceStub, engine: WatchedEngine, admission: Admission, method: str, request_: Any
+) -> None:
+    admission.max_calls = 2
+    engine.gate.clear()
+    first = asyncio.ensure_future(answer(stub, method, request_))
+    await engine.begun(1)
+    error = await refusal(stub, method, request_)
+    assert (error.code, error.reason) == FULL
+    assert await answer(stub, "GetClassifier", DESCRIBING["GetClassifier"])
+    engine.gate.set()
+    assert await first
+
+
+@every(ASKING | DESCRIBING)
 async def test_a_call_too_many_is_refused_at_once(
     stub: ClassificationServiceStub, engine: WatchedEngine, begin: Begin, method: str, request_: Any
 ) -> None:
@@ -116,10 +144,21 @@ async def test_a_call_that_is_given_up_gives_back_what_it_held(
     engine.gate.clear()
     call = getattr(stub, method)(request_, timeout=DEADLINE_S)
     await engine.begun(1)
-    assert admission.calls == 1
+    assert admission.calls + admission.batches == 1
     assert admission.tokens > 0
     call.cancel()
     await given_back(admission)
+
+
+async def test_a_stream_that_nobody_reads_gives_back_what_it_held(serve: Serve, admission: Admission) -> None:
+    async with grpc.aio.insecure_channel(await serve(longest_seconds=0.2)) as channel:
+        names = [f"{number}{'x' * 10_000}" for number in range(250)]  # each is said again in its result
+        call = ClassificationServiceStub(channel).StreamFanOut(fan_out_request(ACTIVATED, *names))
+        async with asyncio.timeout(DEADLINE_S):
+            while not admission.calls:  # noqa: ASYNC110  (what is counted tells nobody)
+                await asyncio.sleep(0)
+        await given_back(admission)
+        call.cancel()
 
 
 @every(ASKING)
@@ -163,9 +202,11 @@ async def test_a_conversation_that_was_refused_is_no_smaller_when_it_comes_back(
 
 
 async def test_where_room_is_short_what_matters_least_is_left_out(
-    stub: ClassificationServiceStub, engine: WatchedEngine, admission: Admission, begin: Begin
+    stub: ClassificationServiceStub, classify: Classify, engine: WatchedEngine, admission: Admission, begin: Begin
 ) -> None:
     await begin()
+    known = classify.builder.prefix(conversation_from_proto(fan_out_request().conversation))
+    classify.memory.remember(known.token_ids, "")
     admission.max_tokens = round(admission.tokens / 0.8)
     call = asyncio.ensure_future(answer(stub, "FanOut", fan_out_request(ACTIVATED, SECOND_ACTIVATED, WITHOUT_ADAPTER)))
     await engine.begun(1)

@@ -97,6 +97,16 @@ async def test_a_fan_out_has_one_result_for_a_classifier_with_a_shadow(
     assert served.metrics.shadows.empty()
 
 
+async def test_a_shadow_that_answers_itself_is_not_asked_again(operated: Operated, served: Served, shadow: str) -> None:
+    own = served.current().revision
+    await operated.admin.SetTraffic(traffic({own: 0, shadow: 100}, shadow), timeout=DEADLINE_S)
+    await ask(operated)
+    await operated.admin.SetTraffic(traffic({}, shadow), timeout=DEADLINE_S)
+    await ask(operated)
+    await served.metrics.shadow()
+    assert len(served.engine.requests) == 3
+
+
 async def test_others_have_no_shadow(operated: Operated, served: Served, shadow: str) -> None:
     await ask(operated, PLAIN)
     await ask(operated)

@@ -70,12 +70,35 @@ async def test_background_work_is_measured_too(admission: Admission, clock: Hand
 
 def test_the_rate_counts_what_was_computed_meanwhile_for_others(admission: Admission, clock: HandTurned) -> None:
     with admission.admit(0, [Job(300)], NEVER):
-        with admission.admit(0, [Job(300)], NEVER):
+        with admission.admit(0, [Job(100)], NEVER):
             clock.now += 1.0
-            admission.computed(300)
+            admission.computed(100)
         clock.now += 1.0
-        admission.computed(700)
+        admission.computed(900)
     assert admission.rate == 500.0
+
+
+def test_what_others_had_begun_before_is_not_counted(admission: Admission, clock: HandTurned) -> None:
+    with contextlib.ExitStack() as first:
+        first.enter_context(admission.admit(0, [Job(400)], NEVER))
+        clock.now += 1.0
+        with admission.admit(0, [Job(200)], NEVER):
+            clock.now += 0.5
+            admission.computed(400)  # nearly all of it before the second call came
+            admission.computed(200)
+        assert admission.rate == 400.0
+        clock.now += 0.5
+        first.pop_all().close()
+
+
+def test_calls_that_are_all_but_cached_leave_the_rate_alone(admission: Admission, clock: HandTurned) -> None:
+    answer(admission, clock, 1000, 1.0)
+    with admission.admit(0, [Job(48)], NEVER):  # one of them is always under way
+        for _ in range(200):
+            with admission.admit(0, [Job(48)], NEVER):
+                clock.now += 0.1
+                admission.computed(48)
+    assert admission.rate == 1000.0
 
 
 def test_a_faster_rate_counts_at_once(admission: Admission, clock: HandTurned) -> None:

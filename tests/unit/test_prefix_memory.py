@@ -74,7 +74,13 @@ def test_what_was_read_under_one_salt_is_new_under_another(memory: PrefixMemory)
 
 def test_a_new_engine_knows_nothing(memory: PrefixMemory) -> None:
     memory.remember(TALK, "")
-    memory.forget()
+    memory.forget(ROOM)
+    assert memory.new_tokens(TALK, "") == len(TALK)
+
+
+def test_a_new_engine_may_have_less_room(memory: PrefixMemory) -> None:
+    memory.forget(0)
+    memory.remember(TALK, "")
     assert memory.new_tokens(TALK, "") == len(TALK)
 
 

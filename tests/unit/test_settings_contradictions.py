@@ -20,6 +20,10 @@ PAIR = "FANTAIL_TLS_CERTIFICATE and FANTAIL_TLS_KEY: set both or neither"
 CLIENT_CA = "FANTAIL_TLS_CLIENT_CA: needs FANTAIL_TLS_CERTIFICATE and FANTAIL_TLS_KEY"
 ADMIN = "FANTAIL_ADMIN: needs FANTAIL_KEYS with a key of scope admin; nobody may operate a server without one"
 ISOLATE = "FANTAIL_ISOLATE_CALLERS: needs FANTAIL_KEYS, which tell callers apart"
+STEP = (
+    "FANTAIL_STEP_TOKENS: 128 is less than FANTAIL_CONCURRENT_SEQUENCES, which is 129; a step has to hold a token of "
+    "each, so lower that too"
+)
 EXPOSED = (
     "FANTAIL_ADDRESS: beyond loopback FANTAIL_TLS_CERTIFICATE, FANTAIL_TLS_KEY and FANTAIL_KEYS are needed; "
     "behind a proxy that adds both, set FANTAIL_ALLOW_INSECURE=true"
@@ -31,6 +35,7 @@ def contradicting(**values: Any) -> list[str]:
 
 
 REFUSED = {
+    "a step shorter than its sequences": ({"step_tokens": 128, "concurrent_sequences": 129}, [STEP]),
     "a certificate without key": ({"tls_certificate": PEM}, [PAIR]),
     "a key without certificate": ({"tls_key": PEM}, [PAIR]),
     "a client CA without TLS": ({"tls_client_ca": PEM}, [CLIENT_CA]),

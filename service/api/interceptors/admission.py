@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from service.admission import Admission
 from service.api.interceptors.around import LONG_LIVED, OURS, AroundInterceptor, Context
 
+BATCH = "/ClassifyBatch"
+
 
 class AdmissionInterceptor(AroundInterceptor):
     """Holds a permit for as long as the call lasts. Health, reflection and the operator always get through."""
@@ -20,6 +22,11 @@ class AdmissionInterceptor(AroundInterceptor):
         if not method.startswith(OURS) or ".AdminService/" in method:
             yield
             return
-        # A live conversation takes a permit for each of its messages; the stream itself has a bound of its own.
-        with self._admission.follow() if method.endswith(LONG_LIVED) else self._admission.call():
+        with self._permit(method):
             yield
+
+    def _permit(self, method: str) -> contextlib.AbstractContextManager[None]:
+        if method.endswith(LONG_LIVED):
+            # It takes a permit for each of its messages; the stream itself has a bound of its own.
+            return self._admission.follow()
+        return self._admission.batch() if method.endswith(BATCH) else self._admission.call()

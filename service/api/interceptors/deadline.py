@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
 from service.api.interceptors.around import LONG_LIVED, OURS, AroundInterceptor, Context
 from service.call import changed_call
 from service.deadline import Deadline
+from service.errors import DeadlineExceededError
+
+SLACK_SECONDS = 1.0
+"""How long after its deadline a call may still be telling that it has passed, to a caller who reads."""
 
 
 class DeadlineInterceptor(AroundInterceptor):
@@ -26,4 +31,12 @@ class DeadlineInterceptor(AroundInterceptor):
         if not method.endswith(LONG_LIVED):
             deadline = deadline.no_later_than(Deadline.after(self._longest))
         with changed_call(deadline=deadline):
-            yield
+            if method.endswith(LONG_LIVED):
+                yield
+                return
+            try:
+                # A caller who does not read would hold what a call holds for ever.
+                async with asyncio.timeout(deadline.remaining() + SLACK_SECONDS):
+                    yield
+            except TimeoutError:
+                raise DeadlineExceededError("The answer was not taken before the deadline.") from None

@@ -6,17 +6,15 @@ import contextlib
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import grpc
-from google.protobuf.message import DecodeError
 from google.rpc import code_pb2
 
-from service.api.interceptors.around import AroundInterceptor, Context, Handler
+from service.api.interceptors.around import AroundInterceptor, Context
 from service.api.status import DEFECT, DETAILS_KEY, rpc_status
 from service.call import changed_call, current_call
-from service.errors import FantailError, MalformedRequestError
+from service.errors import FantailError
 
 logger = logging.getLogger(__name__)
 
@@ -42,23 +40,11 @@ class ErrorInterceptor(AroundInterceptor):
                 logger.exception("request %s: %s failed", current_call().request_id, method)
                 await abort(context, DEFECT)
 
-    def decoder(self, handler: Handler) -> Callable[[Any], Any]:
-        # Requests are decoded in here, not by gRPC, which would tell the caller how decoding failed.
-        return lambda data: decode(data, handler)
-
 
 def request_id_of(context: Context) -> str:
     """The caller's own id from the header `x-request-id`, where it is one that a log can hold; else a new one."""
     given = next((value for key, value in context.invocation_metadata() or () if key == REQUEST_ID_KEY), "")
     return given if isinstance(given, str) and REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def decode(data: bytes, handler: Any) -> Any:
-    """The request message. Raises MalformedRequestError."""
-    try:
-        return handler.request_deserializer(data) if handler.request_deserializer else data
-    except DecodeError as error:
-        raise MalformedRequestError("The request's bytes are not the message that this method takes.", "") from error
 
 
 async def abort(context: Context, error: FantailError) -> None:

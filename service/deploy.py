@@ -146,7 +146,8 @@ class Deployer:
             if name not in folders:
                 self._catalogue.current.get(name)
         results = []
-        for name in sorted(set(names) or {*folders, *served}):
+        # What goes, goes last: what comes may be all that is left.
+        for name in sorted(set(names) or {*folders, *served}, key=lambda name: (name not in folders, name)):
             result = await self._reload_one(name, folders.get(name))
             self._observer.reloaded(name, result.outcome.value if result else "unchanged")
             if result is not None:
@@ -164,7 +165,14 @@ class Deployer:
         before = registry.classifiers.get(name)
         previous = _answering(registry, name)
         if folder is None:
-            await self._switch(registry.without_classifier(name))
+            try:
+                await self._engine.check()  # one that is being started may be about to read what would be removed
+            except FantailError as error:
+                return self._refused(name, error.message)
+            rest = registry.without_classifier(name)
+            if not rest.serving_names:
+                return self._refused(name, "its folder is gone, but nothing else would be left to answer")
+            await self._switch(rest)
             return Reloaded(name, ReloadOutcome.REMOVED, "", previous)
         try:
             found = await self._copy(name, folder, self._folders.classifiers)
@@ -196,6 +204,7 @@ class Deployer:
         return found
 
     async def _unload(self, name: str, revision: str) -> None:
+        await self._engine.check()  # as when a classifier goes
         registry = self._catalogue.current
         found = registry.revision(name, revision)
         deployment = registry.deployments.get(name, Deployment())

@@ -103,7 +103,7 @@ class KeyRing:
         self._path, self._isolate_all = path, isolate_all
         self._stamp = _stamp(path)
         self._keys = load_keys(path)
-        self._looked = time.monotonic()
+        self._looked, self._complaint = time.monotonic(), ""
         self._buckets: dict[str, _Bucket] = {}
         self._secret = secrets.token_hex(16)
 
@@ -158,12 +158,16 @@ class KeyRing:
         self._looked = now
         if (stamp := _stamp(self._path)) == self._stamp:
             return
-        self._stamp = stamp
         try:
-            self._keys = load_keys(self._path)
+            self._keys, self._stamp = load_keys(self._path), stamp
+            self._complaint = ""
             logger.info("keys: %d read anew", len(self._keys))
         except ConfigurationError as error:
-            logger.error("keys stay as they were: %s", error.message)
+            if error.message != self._complaint:
+                logger.error("keys stay as they were: %s", error.message)
+            self._complaint = error.message
+            if not isinstance(error.__cause__, OSError):  # what could not be read is tried again, what is wrong is not
+                self._stamp = stamp
 
 
 def load_keys(path: Path) -> tuple[Key, ...]:
@@ -172,11 +176,11 @@ def load_keys(path: Path) -> tuple[Key, ...]:
         return tuple(_File.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).key)
     except OSError as error:
         raise ConfigurationError(f"FANTAIL_KEYS: {path} cannot be read: {type(error).__name__}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"FANTAIL_KEYS: {path} is not valid TOML") from error
     except ValidationError as error:
         known = f"; known keys of an entry: {', '.join(Key.model_fields)}"
         raise ConfigurationError(f"FANTAIL_KEYS: {path}: {'; '.join(sentences(error))}{known}") from error
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: whole numbers have a longest length too
+        raise ConfigurationError(f"FANTAIL_KEYS: {path} is not valid TOML") from error
 
 
 def new_key() -> tuple[str, str]:

@@ -47,6 +47,10 @@ async def reload_changed(
                 refused = {each.classifier for each in await deployer.reload(names) if each.problems}
             except FantailError as error:
                 logger.error("reload: %s", error.message)
+                again |= names
+                continue
+            except Exception:  # a defect of ours must not end a server that answers
+                logger.exception("reload of %s", sorted(names))
                 continue
             again = (again - names) | (set() if is_serving() else refused)
 
@@ -80,7 +84,10 @@ async def changes(directory: Path) -> AsyncIterator[set[str] | None]:
                     if is_another:
                         logger.info("%s is another folder than before", directory)
                         break
-        except OSError as error:  # it is gone for a moment, or its mount is
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # it or its mount is gone for a moment, or the system has no watch left
             if not is_another:
                 logger.error("%s cannot be watched: %s", directory, error)
             is_another = True

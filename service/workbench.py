@@ -141,6 +141,12 @@ async def evaluate(settings: Settings, plan: EvaluationPlan, console: Console) -
     labels = labels_of(classifier_folders(settings.classifiers, plan.names))
     records = read_records(plan.files, labels)
     asked = in_split(records, plan.split)
+    learnt: list[Record] = []
+    if set(TEXT_BASELINES) & set(plan.baselines):
+        shipped = read_records(sorted((settings.classifiers / "data").glob("*.jsonl")), labels)
+        learnt = _not_asked([*records, *shipped], asked)
+        if not any(record.split == "train" for record in learnt):
+            raise ConfigurationError("every record of the train split is asked, so no baseline can learn from it")
     systems: Systems = {name: _same_records(name, path, asked) for name, path in plan.beside.items()}
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -156,14 +162,13 @@ async def evaluate(settings: Settings, plan: EvaluationPlan, console: Console) -
             systems[ZERO_SHOT] = await _predict(bare, asked, console, "asking the base model")
     plan.output.mkdir(parents=True, exist_ok=True)
     write_predictions(plan.output / "predictions.json", systems, facts)
-    if set(TEXT_BASELINES) & set(plan.baselines):
-        known = {record.conversation.id for record in asked}
-        learnt = [record for record in records if record.conversation.id not in known]
-        known |= {record.conversation.id for record in learnt}
-        shipped = read_records(sorted((settings.classifiers / "data").glob("*.jsonl")), labels)
-        learnt += [record for record in shipped if record.conversation.id not in known]
+    if learnt:
         systems |= text_baselines(learnt, asked, labels, plan.baselines)
         write_predictions(plan.output / "predictions.json", systems, facts)
+    # Means are compared, so they are of the same classifiers.
+    systems = {
+        name: {each: of for each, of in found.items() if each in systems[OURS]} for name, found in systems.items()
+    }
     for name, found in systems.items():
         if missing := sorted(set(systems[OURS]) - set(found)):
             console.print(f"{name} has no records to learn from, or no answers, for {', '.join(missing)}")
@@ -183,15 +188,27 @@ def require_packages(*names: str) -> None:
         raise ConfigurationError(f"not installed: {', '.join(missing)}; install the extra `evaluate`")
 
 
+def _not_asked(records: Sequence[Record], asked: Sequence[Record]) -> list[Record]:
+    """Records that a baseline may learn from, the first of each id."""
+    known = {record.conversation.id for record in asked}
+    first: dict[str, Record] = {}
+    for record in records:
+        first.setdefault(record.conversation.id, record)
+    return [record for id, record in first.items() if id not in known]
+
+
 def _same_records(name: str, path: Path, asked: Sequence[Record]) -> dict[str, Predictions]:
     """Another run's predictions to show under `name`. Raises ConfigurationError unless they are of the same records."""
     if name in (OURS, ZERO_SHOT, *TEXT_BASELINES):
         raise ConfigurationError(f"{name!r} is taken; show {path} under another name")
     found = read_predictions(path)[OURS]
     for classifier, predictions in found.items():
-        wanted = {record.conversation.id for record in asked if classifier in record.labels}
-        if wanted and set(predictions.ids) != wanted:
+        wanted = {record.conversation.id: record.labels[classifier] for record in asked if classifier in record.labels}
+        held = dict(zip(predictions.ids, (predictions.labels[place] for place in predictions.gold), strict=True))
+        if wanted and held.keys() != wanted.keys():
             raise ConfigurationError(f"{path}: {classifier} was evaluated on other records than are asked now")
+        if wanted and held != wanted:
+            raise ConfigurationError(f"{path}: {classifier} was evaluated when the records were labelled differently")
     return found
 
 

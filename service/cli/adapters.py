@@ -198,14 +198,15 @@ def gate(
     tolerance: Annotated[float, typer.Option(help="Share of records by which accuracy may fall.")] = MAX_REGRESSION,
     changes: Annotated[Path | None, typer.Option(help="Write the changed records as JSON.")] = None,
 ) -> None:
-    """Compare two revisions on the same records; exit 1 when any classifier answers worse."""
+    """Compare two revisions on the same records; exit 1 when any classifier answers fewer rightly."""
+    from service.files import write_whole
     from service.workbench import compare_revisions
 
     settings = configured()
     files = _files(settings.classifiers, data)
     compared = asyncio.run(compare_revisions(settings, old, new, files, split, console))
     table = Table(title="old and new on the same records")
-    for column in ("classifier", "records", "old", "new", "mended", "broken", "p", ""):
+    for column in ("classifier", "records", "old", "new", "mended", "broken", "changed", "p", ""):
         table.add_column(column, justify="left" if column == "classifier" else "right")
     for each in compared:
         worse = each.regression > tolerance
@@ -216,16 +217,20 @@ def gate(
             f"{each.new_accuracy:.3f}",
             str(len(each.mended)),
             str(len(each.broken)),
+            str(len(each.changed)),
             f"{each.p_value:.3f}",
             "[red]worse[/]" if worse else "",
         )
     console.print(table)
     if changes is not None:
-        listed = {each.classifier: {"mended": each.mended, "broken": each.broken} for each in compared}
-        changes.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+        listed = {
+            each.classifier: {"mended": each.mended, "broken": each.broken, "changed": each.changed}
+            for each in compared
+        }
+        write_whole(changes, json.dumps(listed, indent=1) + "\n")
     worse_ones = [each for each in compared if each.regression > tolerance]
     for each in worse_ones:
-        console.print(f"{each.classifier}: now wrong on {', '.join(each.broken)}")
+        console.print(f"{each.classifier}: now wrong or abstained on {', '.join(each.broken)}")
     if worse_ones:
         raise typer.Exit(1)
 

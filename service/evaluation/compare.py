@@ -14,7 +14,12 @@ from service.evaluation.predictions import Predictions
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One classifier under two revisions. `p_value`: exact McNemar test, two-sided; `mended`, `broken`: record ids."""
+    """One classifier under two revisions.
+
+    Right is who gives the right answer and does not abstain: `old_accuracy` and `new_accuracy` are shares of that,
+    `mended` and `broken` ids of records where it came or went, `changed` of those where a wrong label or an abstention
+    became another one. `p_value`: exact McNemar test of mended against broken, two-sided.
+    """
 
     classifier: str
     records: int
@@ -23,6 +28,7 @@ class Comparison:
     p_value: float
     mended: tuple[str, ...]
     broken: tuple[str, ...]
+    changed: tuple[str, ...]
 
     @property
     def regression(self) -> float:
@@ -47,12 +53,14 @@ def _compare_one(name: str, old: Predictions, new: Predictions) -> Comparison:
     places = np.asarray([order[record] for record in old.ids])
     if not np.array_equal(old.gold, new.gold[places]):
         raise ConfigurationError(f"{name}: the records were labelled differently when the two were evaluated")
-    was, now = old.right, new.right[places]
-    mended = tuple(old.ids[i] for i in np.flatnonzero(now & ~was))
-    broken = tuple(old.ids[i] for i in np.flatnonzero(was & ~now))
-    return Comparison(
-        name, len(was), float(was.mean()), float(now.mean()), mcnemar(len(mended), len(broken)), mended, broken
+    new = new.at(places)
+    was, now = old.right & ~old.abstained, new.right & ~new.abstained
+    differs = (old.chosen != new.chosen) | (old.abstained != new.abstained)
+    mended, broken, changed = (
+        tuple(old.ids[i] for i in np.flatnonzero(which)) for which in (now & ~was, was & ~now, differs & ~was & ~now)
     )
+    p_value = mcnemar(len(mended), len(broken))
+    return Comparison(name, len(was), float(was.mean()), float(now.mean()), p_value, mended, broken, changed)
 
 
 def mcnemar(one: int, other: int) -> float:

@@ -53,17 +53,20 @@ class Predictions:
 
     def where(self, keep: NDArray[np.bool_]) -> Predictions:
         """The same of some records."""
-        places = np.flatnonzero(keep)
+        return self.at(np.flatnonzero(keep))
+
+    def at(self, places: NDArray[np.intp]) -> Predictions:
+        """The same of the records at these places, in their order."""
         return Predictions(
             self.labels,
             self.revision,
             tuple(self.ids[i] for i in places),
             tuple(self.sources[i] for i in places),
-            self.gold[keep],
-            self.raw[keep],
-            self.probabilities[keep],
-            self.mass[keep],
-            self.abstained[keep],
+            self.gold[places],
+            self.raw[places],
+            self.probabilities[places],
+            self.mass[places],
+            self.abstained[places],
         )
 
     def to_json(self) -> dict[str, Any]:

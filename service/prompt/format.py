@@ -71,10 +71,12 @@ def load_prompt_format(folder: Path) -> PromptFormat:
         return PromptFormat.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise RegistryError([f"{path} is missing: it holds the prompt format the adapters were trained with"]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RegistryError([f"{path} is not valid TOML: {error}"]) from error
     except ValidationError as error:
         known = f" (known keys: {', '.join(PromptFormat.model_fields)})"
         raise RegistryError(
             [f"{path}: {problem}{known if problem.endswith('unknown key') else ''}" for problem in sentences(error)]
         ) from error
+    except OSError as error:
+        raise RegistryError([f"{path} cannot be read: {type(error).__name__}"]) from error
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: whole numbers have a longest length too
+        raise RegistryError([f"{path} is not valid TOML: {error}"]) from error

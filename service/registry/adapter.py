@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -66,7 +66,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None, [f"{CONFIG_FILE} is missing"]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, [f"{CONFIG_FILE} is not valid JSON: {error}"]
     if not isinstance(config, dict):
         return None, [f"{CONFIG_FILE} is not a JSON object"]
@@ -85,7 +85,7 @@ def _config_problems(
     if type(rank) is not int or not 1 <= rank <= MAX_RANK:
         yield f"{CONFIG_FILE}: r is {rank!r}, not a whole number from 1 to {MAX_RANK}"
     alpha = config.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= sys.float_info.max:
         yield f"{CONFIG_FILE}: lora_alpha is {alpha!r}, not a number"
     modules = config.get("target_modules")
     if not isinstance(modules, list) or not modules or not all(isinstance(module, str) for module in modules):

@@ -57,7 +57,7 @@ def load_calibration(
         file = CalibrationFile.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         return None, None, [f"{CALIBRATION_FILE}: {problem}" for problem in sentences(error)]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return None, None, [f"{CALIBRATION_FILE} is not valid JSON: {error}"]
     problems = []
     if set(file.bias) != set(labels):

@@ -81,7 +81,7 @@ def copy_adapter(peft_folder: Path, folder: Path) -> AdapterChoice:
     try:
         config = json.loads((made / CONFIG_FILE).read_text(encoding="utf-8"))
         return AdapterChoice.ACTIVATED if config.get("alora_invocation_tokens") else AdapterChoice.PLAIN
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise RegistryError([f"{peft_folder / CONFIG_FILE} is not a JSON object"]) from error
 
 

@@ -78,10 +78,10 @@ def load_manifest(folder: Path) -> tuple[Manifest | None, list[str]]:
         return Manifest.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))), []
     except FileNotFoundError:
         return None, [f"{MANIFEST_FILE} is missing"]
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        return None, [f"{MANIFEST_FILE} is not valid TOML: {error}"]
     except ValidationError as error:
         return None, [f"{MANIFEST_FILE}: {problem}{_known_keys(problem)}" for problem in sentences(error)]
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: whole numbers have a longest length too
+        return None, [f"{MANIFEST_FILE} is not valid TOML: {error}"]
 
 
 def _known_keys(problem: str) -> str:

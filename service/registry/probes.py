@@ -58,7 +58,7 @@ def probe_conversations(folder: Path) -> list[Conversation]:
     try:
         lines = (folder / PROBES_FILE).read_text(encoding="utf-8").removesuffix("\n").split("\n")
         turns = [[_Turn.model_validate(turn) for turn in json.loads(line)["turns"]] for line in lines]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
     return [Conversation("", tuple(Turn(turn.role, turn.text) for turn in each)) for each in turns if each]
 

@@ -41,9 +41,12 @@ class Registry:
 
     @property
     def withheld(self) -> dict[str, str]:
-        """Why a classifier is not asked, for each that is not."""
+        """Why a classifier is not asked, for each that is not. One whose own revision has no traffic answers anyway."""
         flaws = {name: each.flaw for name, each in self.classifiers.items() if each.flaw is not None}
-        return {**self.failures, **flaws}
+        return {name: why for name, why in {**self.failures, **flaws}.items() if self._answers_itself(name)}
+
+    def _answers_itself(self, name: str) -> bool:
+        return name not in self.classifiers or self.shares(name).get(self.classifiers[name].revision, 0) > 0
 
     def get(self, name: str) -> Classifier:
         """The folder's own revision. Raises UnknownClassifierError."""
@@ -135,9 +138,10 @@ class Registry:
 
 
 def pick(shares: Mapping[str, int], key: str) -> str:
-    """The revision that a key falls to: a hash spreads keys evenly over 100 places, which shares divide in order."""
+    """The revision that a key falls to: a hash spreads keys evenly over 100 places, which shares divide by
+    revision, in whatever order they are given."""
     place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
-    for revision, percent in shares.items():
+    for revision, percent in sorted(shares.items()):
         if place < percent:
             return revision
         place -= percent

@@ -69,6 +69,7 @@ class Training:
 
     def run(self) -> None:
         """Train every task at once and replace its adapter. Resumes a run with the same data and settings."""
+        require_unlike_names(self.data)
         digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.data}
         records = read_records(self.data, {task.name: list(task.manifest.labels) for task in self.tasks})
         self._require_labels(records)
@@ -154,6 +155,13 @@ class Training:
         facts += [[task.name, task.manifest.model_dump(mode="json")] for task in self.tasks]
         facts += list(data.values())
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def require_unlike_names(data: Sequence[Path]) -> None:
+    """Raise ConfigurationError for two files of one name: the training record tells them apart by it."""
+    names = [path.name for path in data]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigurationError(f"two data files are called {', '.join(twice)}; rename one")
 
 
 def together(tasks: Sequence[Task]) -> list[tuple[Task, ...]]:

@@ -217,6 +217,25 @@ async def test_a_root_whose_mount_is_lost_ends_nothing_and_is_watched_anew(
     assert await watched.outcome(ACTIVATED) == "loaded"
 
 
+async def test_a_system_that_has_no_watch_left_ends_nothing(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = asyncio.Event()
+
+    def none_left(*arguments: Any, **options: Any) -> Any:
+        tried.set()
+        raise RuntimeError("Error creating recommended watcher: Too many open files")
+
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr("watchfiles.main.RustNotify", none_left)
+        shutil.copytree(watched.served.classifiers, kept := watched.served.candidates / "kept")
+        shutil.rmtree(watched.served.classifiers)  # so that it is watched anew
+        shutil.copytree(kept, watched.served.classifiers)
+        async with asyncio.timeout(WAIT_S):
+            await tried.wait()
+    assert not watched.task.done()
+    change_manifest(watched.served.classifiers / ACTIVATED, description="Another.")
+    assert await watched.outcome(ACTIVATED) == "loaded"
+
+
 async def test_a_root_that_is_made_again_is_watched_anew(watched: Watched) -> None:
     before = watched.served.current().revision
     root = watched.served.classifiers

@@ -106,11 +106,24 @@ async def test_an_evaluation_writes_predictions_measures_report_and_cards(
     assert (settings.classifiers / "fraud" / "CARD.md").read_text().startswith("# fraud")
 
 
-async def test_another_runs_predictions_stand_beside_ours(settings: Settings, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [(), NAMES[:1]], ids=["all", "some"])
+async def test_another_runs_predictions_of_the_same_stand_beside_ours(
+    settings: Settings, data: Path, tmp_path: Path, names: Sequence[str]
+) -> None:
     await workbench.evaluate(settings, plan(data, tmp_path / "first"), QUIET)
     beside = {"before": tmp_path / "first" / "predictions.json"}
-    measures = await workbench.evaluate(settings, plan(data, tmp_path / "second", beside=beside), QUIET)
+    second = plan(data, tmp_path / "second", beside=beside, names=names)
+    measures = await workbench.evaluate(settings, second, QUIET)
     assert measures["means"]["before"] == measures["means"]["fantail"]
+    assert all(found["before"] == found["fantail"] for found in measures["by_source"].values())
+
+
+async def test_predictions_against_other_labels_are_refused(settings: Settings, data: Path, tmp_path: Path) -> None:
+    await workbench.evaluate(settings, plan(data, tmp_path / "first"), QUIET)
+    path = tmp_path / "first" / "predictions.json"
+    path.write_text(path.read_text().replace('"gold": [0', '"gold": [1', 1))
+    with pytest.raises(ConfigurationError, match="when the records were labelled differently"):
+        await workbench.evaluate(settings, plan(data, tmp_path / "second", beside={"before": path}), QUIET)
 
 
 async def test_a_folder_is_compared_with_predictions(settings: Settings, data: Path, tmp_path: Path) -> None:
@@ -122,14 +135,16 @@ async def test_a_folder_is_compared_with_predictions(settings: Settings, data: P
 
 @pytest.mark.parametrize(
     ("split", "message"),
-    [("tset", "no split; say train"), ("dev", "no records in the dev split")],
-    ids=["unknown", "empty"],
+    [("tset", "no split; say train"), ("dev", "no records in the dev split"), ("all", "no baseline can learn")],
+    ids=["unknown", "empty", "leaving nothing to learn from"],
 )
-async def test_a_split_that_is_not_there_is_refused(
-    settings: Settings, tmp_path: Path, without_dev: Path, split: str, message: str
+async def test_a_split_that_does_not_do_is_refused_before_anything_starts(
+    settings: Settings, tmp_path: Path, without_dev: Path, starts: Starts, split: str, message: str
 ) -> None:
+    wanted = plan(without_dev, tmp_path / "out", split=split, baselines=("TF-IDF",))
     with pytest.raises(ConfigurationError, match=message):
-        await workbench.evaluate(settings, plan(without_dev, tmp_path / "out", split=split), QUIET)
+        await workbench.evaluate(settings, wanted, QUIET)
+    assert starts.count == 0
 
 
 async def test_a_classifier_that_is_not_there_is_refused(settings: Settings, data: Path) -> None:

@@ -78,6 +78,16 @@ def test_less_confidence_in_the_same_answers_is_no_change() -> None:
     assert compared(answers(TRUTH), surer).regression == 0
 
 
+def test_a_right_answer_that_is_withheld_now_is_broken() -> None:
+    found = compared(answers("yynn"), replace(answers("yynn"), abstained=np.asarray([True, False, False, False])))
+    assert (found.broken, found.regression, found.new_accuracy) == (("a",), 0.25, 0.75)
+
+
+def test_a_wrong_answer_that_is_withheld_now_is_a_change_and_nothing_worse() -> None:
+    found = compared(answers("nynn"), replace(answers("nynn"), abstained=np.asarray([True, False, False, False])))
+    assert (found.changed, found.regression) == (("a",), 0)
+
+
 def test_a_regression_at_the_bound_is_not_above_it() -> None:
     found = compared(answers("y" * 200, gold="y" * 200), answers("n" + "y" * 199, gold="y" * 200))
     assert found.regression == MAX_REGRESSION

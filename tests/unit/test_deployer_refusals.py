@@ -53,6 +53,16 @@ BROKEN: dict[str, tuple[Spoil, str]] = {
     ),
     "another rank": (lambda folder: change_adapter(folder, r=3), "expected [3, "),
     "weights cut short": (cut_short, "adapter_model.safetensors cannot be read"),
+    "an alpha that no float holds": (
+        lambda folder: change_adapter(folder, lora_alpha=10**400), "lora_alpha is 1000"
+    ),
+    "a config nested too deep": (
+        write("adapter/adapter_config.json", "[" * 100_000), "adapter_config.json is not valid JSON"
+    ),
+    "a manifest nested too deep": (
+        write("classifier.toml", "x = " + "[" * 100_000), "classifier.toml is not valid TOML"
+    ),
+    "a number of too many digits": (write("classifier.toml", "x = " + "9" * 5000), "classifier.toml is not valid TOML"),
     "malformed probes": (write("probes.jsonl", "{"), "probes.jsonl:1: "),
     "malformed calibration": (write("calibration.json", "{"), "calibration.json is not valid JSON"),
     "a calibration of another": (
@@ -230,3 +240,30 @@ async def test_a_server_keeps_every_classifier_when_all_folders_are_gone(served:
     outcomes = [each.outcome.value for each in await served.deployer.reload()]
     assert outcomes == ["refused", "refused", "refused"]
     served.require_tidy()
+
+
+async def test_the_last_one_stays_when_what_should_replace_it_is_refused(
+    tmp_path: Path, loader: RegistryLoader
+) -> None:
+    async with serving(tmp_path, loader, ACTIVATED) as served:
+        (served.classifiers / ACTIVATED).rename(served.classifiers / "broken")
+        remove("probes.jsonl")(served.classifiers / "broken")
+        refused = {each.classifier: each.problems for each in await served.deployer.reload()}
+        assert refused.keys() == {ACTIVATED, "broken"}
+        assert "nothing else would be left" in refused[ACTIVATED][0]
+        await require_answers(served)
+
+
+async def test_the_last_one_goes_once_another_has_come(tmp_path: Path, loader: RegistryLoader) -> None:
+    async with serving(tmp_path, loader, ACTIVATED) as served:
+        (served.classifiers / ACTIVATED).rename(served.classifiers / "zealous")
+        outcomes = {each.classifier: each.outcome for each in await served.deployer.reload()}
+        assert outcomes == {"zealous": ReloadOutcome.LOADED, ACTIVATED: ReloadOutcome.REMOVED}
+
+
+async def test_a_folder_that_is_gone_while_the_engine_is_dead_takes_nothing_away(served: Served) -> None:
+    shutil.rmtree(served.classifiers / PLAIN)
+    served.engine.dead = True
+    (result,) = await served.deployer.reload([PLAIN])
+    assert (result.classifier, result.outcome) == (PLAIN, ReloadOutcome.REFUSED)
+    assert PLAIN in served.catalogue.current.classifiers

@@ -200,3 +200,17 @@ def test_no_change_changes_the_registry_that_it_is_made_from(registry: Registry)
     before = (dict(registry.classifiers), dict(registry.deployments), dict(registry.failures))
     split(registry, {SECOND: 100}).with_classifier(revision("ham", OWN)).without_classifier("fraud")
     assert (dict(registry.classifiers), dict(registry.deployments), dict(registry.failures)) == before
+
+
+def test_the_order_in_which_shares_are_given_moves_no_conversation() -> None:
+    shares = {THIRD: 20, OWN: 30, SECOND: 50}
+    again = dict(reversed(shares.items()))
+    assert [pick(shares, key) for key in KEYS[:500]] == [pick(again, key) for key in KEYS[:500]]
+
+
+def test_one_whose_own_revision_failed_serves_while_another_has_all_its_traffic(registry: Registry) -> None:
+    failed = registry.without({"refund": "its gate says no"})
+    assert list(failed.withheld) == ["refund"]
+    elsewhere = split(failed, {OWN: 0, SECOND: 100})
+    assert (elsewhere.withheld, elsewhere.serving_names) == ({}, ("fraud", "refund"))
+    assert list(split(failed, {OWN: 1, SECOND: 99}).withheld) == ["refund"]

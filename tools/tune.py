@@ -7,11 +7,12 @@ shipped adapter. Two of these on different groups, one core and one thread each,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +113,14 @@ class Tuning:
         train = train[: round(variant.share * len(train))]
         dev = [record for record in self.records if record.split == "dev"]
         prefixes = self._prefixes([*train, *dev], builder, fan)
+        facts = [asdict(config), self.prompting.base.identity, [(r.conversation.id, r.labels) for r in (*train, *dev)]]
+        facts.append([words_of(task, variant) for task in tasks])
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]  # what is gone on with is the same run
         trainer = Trainer(
             fan,
             [[label.token_id for label in task.labels] for task in tasks],
             config,
-            self.scratch / f"{variant.group} {variant.name}.pt".replace("/", " "),
+            self.scratch / f"{variant.group} {variant.name} {digest}.pt".replace("/", " "),
         )
         examples = {
             name: [

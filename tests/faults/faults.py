@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from safetensors.numpy import load_file, save_file
 
 from loadtest.growth.revisions import change_slightly
-from service.client import FantailClient, RpcError
+from service.client import FantailClient, RpcError, Turns
 from service.pb.fantail.v1 import admin_service_pb2 as admin
-from tests.faults.load import TALKS, Account, summary
-from tests.faults.server import STALL_SECONDS, Server
+from tests.faults.load import TALKS, Account, steady_load, summary
+from tests.faults.server import GRACE_SECONDS, STALL_SECONDS, Server
 
 RECOVERY_SECONDS = 240.0
 SETTLE_SECONDS = 4.0
 """How long the load goes on after a fault that interrupts nothing."""
+
+OVERLOAD_SECONDS = 8.0
 
 VICTIM = "refund_request"
 
@@ -30,13 +32,13 @@ class UnexpectedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`do`: brings the fault about and returns what was seen, or raises UnexpectedError; `outage`: whether calls may be
-    refused as unavailable meanwhile; `ends`: whether the server is gone afterwards."""
+    """`do`: brings the fault about and returns what was seen, or raises UnexpectedError; `refusals`: codes with which
+    calls, or single classifiers of one, may be refused meanwhile; `ends`: whether the server is gone afterwards."""
 
     name: str
     expected: str
     do: Callable[[Server, Account], Awaitable[str]]
-    outage: bool = False
+    refusals: frozenset[str] = frozenset()
     ends: bool = False
 
 
@@ -128,10 +130,27 @@ async def no_time(server: Server, account: Account) -> str:
     return summary(seen)
 
 
+async def overload(server: Server, account: Account) -> str:
+    """Twenty times as many callers, who come again as soon as they are told."""
+    more = Account(known=account.known)
+    async with FantailClient(server.address, key=server.key, retries=False) as client, steady_load(client, more, 60):
+        await asyncio.sleep(OVERLOAD_SECONDS)
+    if more.wrong or more.lost:
+        raise UnexpectedError("; ".join((*more.wrong, *more.lost))[:200])
+    if not more.refused["RESOURCE_EXHAUSTED"] or more.refused.keys() != {"RESOURCE_EXHAUSTED"}:
+        raise UnexpectedError(summary(more.calls))
+    return summary(more.calls)
+
+
 async def terminate(server: Server, account: Account) -> str:
-    code, seconds = await asyncio.to_thread(server.terminate)
-    if code != 0:
-        raise UnexpectedError(f"exit code {code}")
+    async with FantailClient(server.address, key=server.key, retries=False) as client:
+        long: Turns = [("customer", "a long story, and all of it is new. " * 40)] * 4
+        accepted = asyncio.create_task(client.fan_out(long, timeout=GRACE_SECONDS))
+        await server.is_busy_with(accepted)
+        code, seconds = await asyncio.to_thread(server.terminate)
+        answered = [result.HasField("classification") for result in (await accepted).results]
+    if code != 0 or seconds > GRACE_SECONDS or not all(answered):
+        raise UnexpectedError(f"exit code {code} after {seconds:.1f} s, {sum(answered)} classifiers answered")
     return f"exit code 0 after {seconds:.1f} s"
 
 
@@ -142,14 +161,18 @@ async def revision(server: Server) -> str:
 
 
 SAME = "UNAVAILABLE, then the same answers"
+OUTAGE = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
+OVERLOAD = frozenset({"RESOURCE_EXHAUSTED"})
+"""The fault's own calls take the room that the others need."""
 
 FAULTS = (
-    Fault("callers give up", "the others are answered", cancel_many),
-    Fault("deadlines of 30 ms", "DEADLINE_EXCEEDED at once", no_time),
+    Fault("callers give up", "the others are answered", cancel_many, OVERLOAD),
+    Fault("deadlines of 30 ms", "DEADLINE_EXCEEDED", no_time, OVERLOAD),
+    Fault("overload", "RESOURCE_EXHAUSTED or a right answer", overload, OVERLOAD),
     Fault("reload of a changed folder", "the new revision answers, no call fails", reload_good),
     Fault("reload of a wrong adapter", "refused by the gate, no call fails", reload_bad),
-    Fault("kill -9 of the engine", SAME, kill, outage=True),
-    Fault("the engine hangs", "replaced, then the same answers", hang, outage=True),
-    Fault("folder damaged, engine killed", "the proven bytes answer again", damage_and_kill, outage=True),
-    Fault("SIGTERM", "accepted calls are answered, exit code 0", terminate, outage=True, ends=True),
+    Fault("kill -9 of the engine", SAME, kill, OUTAGE),
+    Fault("the engine hangs", "replaced, then the same answers", hang, OUTAGE),
+    Fault("folder damaged, engine killed", "the proven bytes answer again", damage_and_kill, OUTAGE),
+    Fault("SIGTERM", "accepted calls are answered, exit code 0", terminate, OUTAGE, ends=True),
 )

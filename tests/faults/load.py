@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
+from google.rpc import code_pb2
+
 from service.client import FantailClient, RpcError, Turns
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 
@@ -37,9 +39,11 @@ Answer = tuple[str, tuple[float, ...]]
 @dataclass(slots=True)
 class Account:
     """What became of every call. `known`: what each revision answers about each talk, learnt from its first answer, or
-    given; an answer of a known revision that differs is wrong. `silence_s`: longest time without any answer."""
+    given; an answer of a known revision that differs is wrong. `silence_s`: longest time without an answer of all
+    classifiers; `refused`: codes of calls and of single classifiers that got no answer."""
 
     calls: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     known: dict[tuple[int, str, str], Answer] = field(default_factory=dict)
@@ -48,11 +52,14 @@ class Account:
 
     def answered(self, talk: int, response: pb.FanOutResponse) -> None:
         """Hold an answer against what its revisions answered before."""
-        self._heard()
-        self.calls["answered"] += 1
+        failed = [result for result in response.results if result.HasField("status")]
+        self.calls["partly answered" if failed else "answered"] += 1
+        if not failed:
+            self._heard()
+        for result in failed:
+            self._refused(code_pb2.Code.Name(result.status.code), f"{result.classifier}: {result.status.message}")
         for result in response.results:
-            if result.HasField("status"):
-                self.calls["partly answered"] += 1
+            if result in failed:
                 continue
             found = result.classification
             answer = (found.label, tuple(score.probability for score in found.scores))
@@ -66,7 +73,7 @@ class Account:
         self.answered_at = now
 
     async def hears_again(self, seconds: float) -> bool:
-        """Wait until a call is answered from now on; False when that takes too long."""
+        """Wait until all classifiers answer a call from now on; False when that takes too long."""
         now = time.monotonic()
         while time.monotonic() < now + seconds:
             if self.answered_at > now:
@@ -76,8 +83,12 @@ class Account:
 
     def failed(self, error: RpcError) -> None:
         self.calls[f"{error.code.name} {error.reason}".strip()] += 1
-        if error.code.name not in HONEST:
-            self.lost.append(str(error))
+        self._refused(error.code.name, str(error))
+
+    def _refused(self, code: str, why: str) -> None:
+        self.refused[code] += 1
+        if code not in HONEST:
+            self.lost.append(why)
 
 
 def _differs(one: Answer, other: Answer) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -70,19 +71,20 @@ class Server:
         async with FantailAdminClient(self.address, key=self.key) as operator:
             return await operator.reload(timeout=120)
 
-    async def in_use(self) -> float | None:
-        """Requests and KV blocks in use, as the engine itself counts them; None while the server cannot say."""
-        return await asyncio.to_thread(self._in_use)
-
     async def is_idle(self, seconds: float) -> bool:
         """Wait until nothing is in use; False when that takes too long."""
         return await _comes_true(lambda: self._in_use() == 0, seconds)
+
+    async def is_busy_with(self, call: asyncio.Task[Any]) -> None:
+        """Wait until something is in use, or the call is over."""
+        await _comes_true(lambda: call.done() or bool(self._in_use()), STOP_SECONDS)
 
     async def comes_to_count(self, name: str, seconds: float) -> bool:
         """Wait until it counts this series; False when that takes too long."""
         return await _comes_true(lambda: name in self.series(), seconds)
 
     def _in_use(self) -> float | None:
+        """Requests and KV blocks in use, as the engine itself counts them; None while the server cannot say."""
         wanted = {
             'fantail_engine_requests{state="running"}',
             'fantail_engine_requests{state="waiting"}',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -16,20 +17,24 @@ DATA = Path(__file__).parents[2] / "classifiers" / "data"
 
 
 def assert_same(served: Sequence[LabelLogprobs], expected: Sequence[Sequence[float]], tolerance: float = 1e-3) -> None:
-    """Every label's probability within the tolerance, and the same label on top unless two tie within it."""
+    """Every label's probability within the tolerance, of the whole vocabulary and, where the labels hold most of it, of
+    the labels alone, as it is served; and the same label on top unless two tie within a tenth of it."""
     assert len(served) == len(expected)
     for answer, wanted in zip(served, expected, strict=True):
         got = [math.exp(logprob) for logprob in answer.logprobs]
         assert max(abs(a - b) for a, b in zip(got, wanted, strict=True)) <= tolerance, (got, wanted)
+        if sum(wanted) > 0.5:
+            ours, theirs = sum(got), sum(wanted)
+            assert max(abs(a / ours - b / theirs) for a, b in zip(got, wanted, strict=True)) <= tolerance, (got, wanted)
         best = max(range(len(wanted)), key=wanted.__getitem__)
         assert got[best] >= max(got) - tolerance / 10, (got, wanted)
 
 
-def conversation_of(builder: PromptBuilder, tokens: int) -> Conversation:
-    """A conversation of ours whose turns have about `tokens` tokens, at least one."""
+def conversation_of(builder: PromptBuilder, tokens: int, first: int = 0) -> Conversation:
+    """Turns of our records, from the `first` one on, as one conversation of about `tokens` tokens, at least one."""
     turns: list[Turn] = []
     lines = (line for path in sorted(DATA.glob("*.jsonl")) for line in path.read_text(encoding="utf-8").splitlines())
-    for line in lines:
+    for line in itertools.islice(lines, first, None):
         for turn in json.loads(line)["turns"]:
             room = tokens - sum(text_tokens(builder, each.text) for each in turns)
             words = turn["text"].split(" ")

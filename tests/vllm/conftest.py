@@ -26,6 +26,8 @@ from tests.vllm.parity import Expected
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = (1, 8, 20, 40, 80, 160, 320, 1000)
+APART = 293
+"""How many records lie between the beginnings of two conversations, which so are of other people and matters."""
 
 
 @pytest.fixture(scope="session")
@@ -82,27 +84,39 @@ def reference(prompting: Prompting, adapters: tuple[EngineAdapter, ...]) -> Refe
 
 
 @pytest.fixture(scope="session")
-def fan_outs(prompting: Prompting, classifiers: tuple[Classifier, ...], reference: Reference) -> list[Expected]:
-    """For conversations of 1 to 1,000 tokens, one request per classifier, each with PEFT's answer."""
+def fan_outs(
+    prompting: Prompting, classifiers: tuple[Classifier, ...], strangers: Strangers, reference: Reference
+) -> list[Expected]:
+    """For conversations of 1 to 1,000 tokens, one request per classifier, one of a plain adapter and one of the base
+    alone, each with PEFT's answer."""
     made = []
-    for length in LENGTHS:
-        prefix = prompting.builder.prefix(conversation_of(prompting.builder, length))
-        requests = [scoring_request(prefix, classifier) for classifier in classifiers]
+    for place, length in enumerate(LENGTHS):
+        prefix = prompting.builder.prefix(conversation_of(prompting.builder, length, place * APART))
+        shipped = [scoring_request(prefix, classifier) for classifier in classifiers]
+        plain = replace(shipped[0], adapter=strangers.plain, activation_index=None)
+        requests = [*shipped[:8], plain, *shipped[8:], replace(plain, adapter=None)]
         made.append(Expected(requests, dict(enumerate(reference.probabilities(requests)))))
     return made
 
 
 @pytest.fixture(scope="session")
-def crowd(prompting: Prompting, classifiers: tuple[Classifier, ...], reference: Reference) -> Expected:
-    """Fan-outs of 32 different conversations; a quarter of the answers are compared, of other adapters each time."""
-    things = ["parcel", "lamp", "sofa", "phone", "ticket", "refund", "book", "card"] * 4
+def crowd(
+    prompting: Prompting, classifiers: tuple[Classifier, ...], reference: Reference, fan_outs: list[Expected]
+) -> Expected:
+    """Fan-outs of 32 different conversations: of 1 to 1,000 tokens, every answer of which is compared, and of 24 short
+    ones, where it is a quarter, of other adapters each time."""
+    things = ["parcel", "lamp", "sofa", "phone", "ticket", "refund", "book", "card"] * 3
     texts = [f"order {n} is late, where is my {thing}?" for n, thing in enumerate(things)]
     prefixes = [prompting.builder.prefix(Conversation("", (Turn(Role.CUSTOMER, text),))) for text in texts]
-    assert len({prefix.token_ids for prefix in prefixes}) == 32
+    assert len({prefix.token_ids for prefix in prefixes}) == 24
     requests = [scoring_request(prefix, classifier) for prefix in prefixes for classifier in classifiers]
     compared = [place for place in range(len(requests)) if (place + place // len(classifiers)) % 4 == 0]
     answers = reference.probabilities([requests[place] for place in compared])
-    return Expected(requests, dict(zip(compared, answers, strict=True)))
+    probabilities = dict(zip(compared, answers, strict=True))
+    for fan_out in fan_outs:
+        probabilities |= {len(requests) + place: answer for place, answer in fan_out.probabilities.items()}
+        requests += fan_out.requests
+    return Expected(requests, probabilities)
 
 
 VARIANTS = {

@@ -65,7 +65,7 @@ async def test_an_adapter_replaced_by_other_weights_never_meets_old_kv(
     wanted = list(zip(reference.probabilities(olds), reference.probabilities(news), strict=True))
     apart = [max(abs(a - b) for a, b in zip(*each, strict=True)) for each in wanted]
     place = apart.index(max(apart))
-    assert apart[place] > 1e-3, "the weights must matter"
+    assert apart[place] > 0.02, "the weights must matter much more than rounding"
     old, new, (wanted_old, wanted_new) = olds[place], news[place], wanted[place]
     for request, wanted in ((old, wanted_old), (new, wanted_new), (old, wanted_old)):
         answers = [await engine.score(request) for _ in range(2)]
@@ -73,10 +73,14 @@ async def test_an_adapter_replaced_by_other_weights_never_meets_old_kv(
         assert_same(answers, [wanted, wanted])
 
 
-async def test_every_adapter_is_resident_before_the_first_request(
-    engine: VllmEngine, adapters: tuple[EngineAdapter, ...]
+async def test_every_adapter_is_in_its_slot_before_it_is_asked(
+    engine: VllmEngine, adapters: tuple[EngineAdapter, ...], mixed: list[ScoringRequest]
 ) -> None:
     assert set(await engine._engine.list_loras()) >= set(map(adapter_id, adapters))
+    before = await engine.places()
+    assert all(before[each.name].slot is not None for each in adapters)
+    await asyncio.gather(*map(engine.score, mixed))
+    assert await engine.places() == before, "no request has put an adapter into a slot"
 
 
 async def test_a_cold_fan_out_computes_the_prefix_once(
@@ -104,16 +108,15 @@ async def test_a_following_turn_computes_only_what_is_new(
     assert sum(answer.usage.computed for answer in answers) <= whole - before + 64 + tails
 
 
-async def test_every_adapter_answers_as_peft_does_and_again_when_asked_twice(
+async def test_every_adapter_answers_as_peft_does_in_concurrent_fan_outs(engine: VllmEngine, crowd: Expected) -> None:
+    await assert_parity(engine, crowd)
+
+
+async def test_and_in_one_fan_out_after_the_other_when_asked_again(
     engine: VllmEngine, fan_outs: list[Expected]
 ) -> None:
-    for _ in range(2):
-        for fan_out in fan_outs:
-            await assert_parity(engine, fan_out)
-
-
-async def test_concurrent_fan_outs_do_not_disturb_each_other(engine: VllmEngine, crowd: Expected) -> None:
-    await assert_parity(engine, crowd)
+    for fan_out in fan_outs:
+        await assert_parity(engine, fan_out)
 
 
 async def test_the_shipped_classifiers_pass_their_gate(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc import StatusCode
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from loadtest.growth.revisions import change_slightly
@@ -24,7 +26,7 @@ from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
 from service.registry.registry import Registry
 from service.start import Prompting
-from tests.faults.server import Server, running_server
+from tests.faults.server import GRACE_SECONDS, Server, running_server
 from tests.integration.collecting import Collector, collecting
 from tests.vllm.comparing import conversation_of
 from tests.vllm.conftest import ROOT
@@ -33,6 +35,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 TURNS: Turns = [(t["role"], t["text"]) for t in json.loads((ROOT / "examples/conversation.json").read_text())["turns"]]
 AGREES = 'fantail_shadowed_total{classifier="sentiment",outcome="agrees"}'
+STEP_TOKENS = 512
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
@@ -47,7 +50,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     with collecting() as collector:
-        with running_server(FANTAIL_OTLP_ENDPOINT=collector.address, FANTAIL_STEP_TOKENS="512") as server:
+        with running_server(FANTAIL_OTLP_ENDPOINT=collector.address, FANTAIL_STEP_TOKENS=str(STEP_TOKENS)) as server:
             yield Served(server, collector)
 
 
@@ -87,6 +90,27 @@ async def test_the_same_conversation_gets_the_same_answers_from_cache(
         assert one.classification.confidence == pytest.approx(other.classification.confidence, abs=1e-3)
 
 
+async def test_what_is_served_is_what_peft_says(client: FantailClient, registry: Registry) -> None:
+    for each in registry.select(()):
+        probe, alone = each.probes[0], sum(each.probes[0].probabilities)
+        turns = [(turn.role.value, turn.text) for turn in probe.conversation.turns]
+        results = (await client.fan_out(turns, timeout=60)).results
+        (found,) = [result.classification for result in results if result.classifier == each.name]
+        assert [score.label for score in found.scores] == [label.name for label in each.labels]
+        raw = [score.raw_probability for score in found.scores]
+        assert raw == pytest.approx([probability / alone for probability in probe.probabilities], abs=1e-3)
+        assert found.label_mass == pytest.approx(alone, abs=1e-3)
+
+
+async def test_a_stream_and_a_batch_answer_as_a_fan_out_does(client: FantailClient) -> None:
+    talks: list[Turns] = [TURNS, [("customer", "thanks, that was all, bye!")]]
+    wanted = [_labels((await client.fan_out(talk, timeout=60)).results) for talk in talks]
+    batch = await client.classify_batch(talks, timeout=120)
+    assert [_labels(item.fan_out.results) for item in batch.items] == wanted
+    async with contextlib.aclosing(client.stream_fan_out(TURNS, timeout=60)) as stream:
+        assert _labels([result async for result in stream]) == wanted[0]
+
+
 async def test_a_live_conversation_computes_no_turn_twice(client: FantailClient, registry: Registry) -> None:
     tails = sum(len(each.tail_ids) for each in registry.select(()))
     async with client.follow(timeout=120) as conversation:
@@ -122,22 +146,31 @@ async def test_the_engines_own_spans_stand_below_the_callers_trace(served: Serve
     assert [span.parent_span_id for span in engines] == [call.span_id] * 16
 
 
-async def test_a_call_that_is_given_up_frees_what_the_engine_held(served: Served, client: FantailClient) -> None:
-    def asked(number: int) -> asyncio.Task[object]:
-        # Several steps of 512 tokens long, since the engine tells of itself between two steps.
-        long: Turns = [("customer", f"{number}: " + "where is it? " * 100)] * 8
-        return asyncio.create_task(client.fan_out(long, timeout=60))
-
-    call = asked(0)
+async def test_a_call_that_is_given_up_is_not_computed_to_its_end(served: Served, client: FantailClient) -> None:
     async with asyncio.timeout(180):
-        for number in itertools.count(1):
-            if await served.server.in_use() and not call.done():
+        for number in itertools.count():
+            call = asyncio.create_task(client.fan_out(_long(f"given up {number}"), timeout=60))
+            await served.server.is_busy_with(call)
+            if call.cancel():
                 break
-            call = asked(number) if call.done() else call
-            await asyncio.sleep(0.2)
-    call.cancel()
     assert await served.server.is_idle(30)
-    assert call.cancelled()
+    again = await client.fan_out(_long(f"given up {number}"), timeout=60)
+    assert again.usage.computed_tokens > STEP_TOKENS, "the engine had all but computed it"
+
+
+async def test_a_call_whose_deadline_passes_is_not_computed_to_its_end(served: Served, client: FantailClient) -> None:
+    clock, seconds = asyncio.get_running_loop().time, []
+    for number in range(2):
+        began = clock()
+        await client.fan_out(_long(f"in time {number}"), timeout=60)
+        seconds.append(clock() - began)
+    with pytest.raises(RpcError) as caught:
+        await client.fan_out(_long("too late"), timeout=0.6 * min(seconds))
+    assert caught.value.code is StatusCode.DEADLINE_EXCEEDED
+    assert caught.value.reason != "ERROR_REASON_DEADLINE_TOO_NEAR"
+    assert await served.server.is_idle(30)
+    again = await client.fan_out(_long("too late"), timeout=60)
+    assert again.usage.computed_tokens > STEP_TOKENS, "the engine had all but computed it"
 
 
 async def test_a_changed_adapter_takes_over_without_a_restart(
@@ -213,10 +246,19 @@ async def test_a_killed_engine_is_said_to_be_unavailable_and_comes_back_with_the
     served: Served, client: FantailClient
 ) -> None:
     before = await client.classify(TURNS, "sentiment", timeout=60)
-    served.server.kill_engine()
-    with pytest.raises(RpcError) as caught:
-        await client.classify(TURNS, "sentiment", timeout=2)
-    assert (caught.value.code, caught.value.reason) == (StatusCode.UNAVAILABLE, "ERROR_REASON_ENGINE_DEAD")
+    async with FantailClient(served.server.address, key=served.server.key, retries=False) as impatient:
+        under_way = asyncio.create_task(impatient.fan_out(_long("under way"), timeout=60))
+        await served.server.is_busy_with(under_way)
+        served.server.kill_engine()
+        for call in (under_way, impatient.classify(TURNS, "sentiment", timeout=2)):
+            with pytest.raises(RpcError) as caught:
+                await call
+            assert (caught.value.code, caught.value.reason) == (StatusCode.UNAVAILABLE, "ERROR_REASON_ENGINE_DEAD")
+    async with grpc.aio.insecure_channel(served.server.address) as channel:
+        states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=10)
+        async for state in states:
+            if state.status == health_pb2.HealthCheckResponse.NOT_SERVING:
+                break
     async with asyncio.timeout(300):
         await client.wait_until_serving()
     after = await client.classify(TURNS, "sentiment", timeout=60)
@@ -227,10 +269,30 @@ async def test_a_killed_engine_is_said_to_be_unavailable_and_comes_back_with_the
 def test_a_stopped_server_ends_with_0_and_leaves_no_process(served: Served, client: FantailClient) -> None:
     engines = served.server.engine_processes()
     assert engines
-    code, _ = served.server.terminate()
+    code, seconds = served.server.terminate()
     assert code == 0
+    assert seconds < GRACE_SECONDS
     for process in engines:
         process.wait(30)
+
+
+def test_nothing_that_was_said_is_in_its_log_or_its_spans(served: Served) -> None:
+    log = served.server.log.read_bytes()
+    spans = b"".join(span.SerializeToString() for span in served.collector.spans)
+    assert log
+    assert spans
+    for text in (b"charged twice", b"hello from Porto", b"where is it?"):
+        assert text not in log
+        assert text not in spans
+
+
+def _long(opening: str) -> Turns:
+    """Several engine steps long, and not in any cache."""
+    return [("customer", f"{opening}: " + "where is it? " * 100)] * 8
+
+
+def _labels(results: Iterable[pb.FanOutResult]) -> dict[str, str]:
+    return {result.classifier: result.classification.label for result in results}
 
 
 def _is_traced(span: Span) -> bool:

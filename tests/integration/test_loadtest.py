@@ -169,6 +169,8 @@ async def test_the_command_prints_and_writes_what_became_of_each_run(
     assert "knee: 40.00 calls a second" in printed
     value = json.loads((tmp_path / "report" / "loadtest.json").read_text(encoding="utf-8"))
     assert [Outcome.from_json(each).by_status for each in value["runs"]] == [{"OK": 4}, {"OK": 8}]
+    assert (value["server"], json.loads(value["steady_s"])) == (address, 0.2)
+    assert "torch" in value["versions"]
     assert (tmp_path / "report" / "report.html").is_file()
     assert len(asked(listener)) == len(listener.heard) == 12  # no run asks what another has asked
 

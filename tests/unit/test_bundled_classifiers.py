@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,9 @@ from service.prompt.tokenizer import PromptTokenizer
 from service.registry.loader import RegistryLoader
 from service.registry.manifest import load_manifest
 from service.training.loop import TrainingConfig
-from service.training.records import read_records
+from service.training.records import Record, read_records
 from tests.support import CLASSIFIERS
+from tools.data import least_share, near_duplicates
 
 FOLDERS = sorted(path.parent for path in CLASSIFIERS.glob("*/classifier.toml"))
 
@@ -56,9 +59,40 @@ def test_all_are_servable(loader: RegistryLoader) -> None:
     assert list(loader.load(CLASSIFIERS).classifiers) == [folder.name for folder in FOLDERS]
 
 
-def test_the_labelled_conversations_fit_the_manifests() -> None:
-    labels = {f.name: list(m.labels) for f, (m, _) in zip(FOLDERS, map(load_manifest, FOLDERS), strict=True) if m}
-    records = read_records(sorted((CLASSIFIERS / "data").glob("*.jsonl")), labels)
+@pytest.fixture(scope="module")
+def labels() -> dict[str, list[str]]:
+    return {f.name: list(m.labels) for f, (m, _) in zip(FOLDERS, map(load_manifest, FOLDERS), strict=True) if m}
+
+
+@pytest.fixture(scope="module")
+def records(labels: dict[str, list[str]]) -> list[Record]:
+    return read_records(sorted((CLASSIFIERS / "data").glob("*.jsonl")), labels)
+
+
+def test_every_conversation_has_every_label_and_no_label_is_rare(
+    labels: dict[str, list[str]], records: list[Record]
+) -> None:
+    assert len(records) >= 900
+    for name, known in labels.items():
+        counts = Counter(record.labels[name] for record in records)
+        for label in known:
+            assert counts[label] / len(records) >= least_share(known), f"{name}: {label}"
+
+
+def test_no_two_splits_share_what_is_nearly_one_conversation(records: list[Record]) -> None:
+    assert near_duplicates(records) == []
+
+
+def test_nearly_one_conversation_is_seen_in_another_split(records: list[Record]) -> None:
+    one = next(record for record in records if record.split == "train" and len(record.conversation.turns) > 3)
+    turns = one.conversation.turns[:-1]
+    other = next(record for record in records if record.split == "test")
+    copied = replace(other, conversation=replace(other.conversation, turns=turns))
+    ((first, second, _),) = near_duplicates([one, copied])
+    assert {first, second} == {one.conversation.id, other.conversation.id}
+
+
+def test_the_labelled_conversations_fit_the_manifests(labels: dict[str, list[str]], records: list[Record]) -> None:
     for name, known in labels.items():
         for split in ("train", "dev"):
             found = {record.labels.get(name) for record in records if record.split == split}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -137,6 +139,31 @@ def test_an_imported_adapter_becomes_a_servable_folder_with_probes(
     assert classifier.adapter is not None
     assert classifier.adapter.kind == kind
     assert len(classifier.probes) == PROBES
+
+
+def test_a_classifier_of_ones_own_is_made_trained_on_ones_own_data_and_servable(
+    prompting: Prompting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifiers, data = tmp_path / "classifiers", tmp_path / "own.jsonl"
+    classifiers.mkdir()
+    shutil.copy(ROOT / "classifiers" / "prompt.toml", classifiers)
+    monkeypatch.setenv("FANTAIL_CLASSIFIERS", str(classifiers))
+    lines = (ROOT / "classifiers" / "data" / "bank.jsonl").read_text(encoding="utf-8").splitlines()
+    data.write_text("\n".join(lines[:24]) + "\n", encoding="utf-8")
+    made = CliRunner().invoke(app, ["new", "refund_request", "--words", "refund?", "--label", "yes", "--label", "no"])
+    assert made.exit_code == 0, made.output
+    trained = CliRunner().invoke(app, ["train", "refund_request", "--data", str(data), "--epochs", "1", "--rank", "2"])
+    assert trained.exit_code == 0, trained.output
+    found = RegistryLoader(prompting.base, prompting.tokenizer, prompting.builder).load(classifiers)
+    classifier = found.get("refund_request")
+    assert (found.serving_names, classifier.flaw) == (("refund_request",), None)
+    assert classifier.adapter is not None
+    assert (classifier.adapter.kind, classifier.adapter.rank) == (AdapterKind.ACTIVATED, 2)
+    assert classifier.probes
+    record = json.loads((classifiers / "refund_request" / "training.json").read_text())
+    assert record["data"] == {"own.jsonl": hashlib.sha256(data.read_bytes()).hexdigest()}
+    assert record["records"]["train"] + record["records"]["dev"] < 24
+    assert len(record["curve"]) == 1
 
 
 def test_all_shipped_adapters_together_stay_under_60_megabytes(classifiers: tuple[Classifier, ...]) -> None:

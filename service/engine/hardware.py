@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from service.errors import ConfigurationError
@@ -11,6 +12,9 @@ from service.errors import ConfigurationError
 GIB = 1 << 30
 CPU_KV_SHARE = 0.25
 MAX_CPU_KV_GIB = 4.0
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+UNLIMITED = 1 << 62
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -39,13 +43,31 @@ class Choice:
 
 
 def detect_hardware() -> Hardware:
-    """Look at this process's machine. Reads /proc/meminfo, so that a container's own view counts."""
+    """Look at this process's machine, and at what its container may have of it."""
     import torch
 
     with open("/proc/meminfo", encoding="ascii") as file:
         facts = dict(line.split(":", 1) for line in file)
-    free = int(facts["MemAvailable"].split()[0]) * 1024
+    free = min(int(facts["MemAvailable"].split()[0]) * 1024, free_in_group(CONTROL_GROUP))
     return Hardware(torch.cuda.is_available(), tuple(sorted(os.sched_getaffinity(0))), free)
+
+
+def free_in_group(group: Path) -> int:
+    """Bytes left below the memory limit of a control group (version 2, else 1); without a limit more than there is.
+
+    /proc/meminfo is the host's, also in a container. Files that are only cached are free.
+    """
+    for folder, limit, used, cached in (
+        (group, "memory.max", "memory.current", "inactive_file"),
+        (group / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            most, now = ((folder / name).read_text(encoding="ascii").strip() for name in (limit, used))
+            facts = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+        except (OSError, ValueError):
+            continue
+        return UNLIMITED if most == "max" else max(0, int(most) - int(now) + int(facts.get(cached, 0)))
+    return UNLIMITED
 
 
 def cpu_kv_gib(free_bytes: float) -> float:

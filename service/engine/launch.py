@@ -62,6 +62,8 @@ def process_environment(choice: Choice) -> dict[str, str]:
         # vLLM's warnings at start are about choices that are made here on purpose.
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_NO_USAGE_STATS": "1",
+        # vLLM would fork where nothing has used the GPU yet: beside gRPC's threads, and with its open connections.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if choice.cores is not None:
         cores = ",".join(map(str, choice.cores))

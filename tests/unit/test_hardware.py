@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from service.engine.hardware import GIB, Choice, Dtype, Hardware, choose, detect_hardware
+from service.engine.hardware import GIB, UNLIMITED, Choice, Dtype, Hardware, choose, detect_hardware, free_in_group
 from service.errors import ConfigurationError
 
 CORES = (0, 1, 4, 5)
@@ -105,3 +106,27 @@ def test_this_machine_is_detected() -> None:
 def test_a_cpus_setting_is_refused_on_a_gpu_rather_than_ignored(cores: int | None, kv_gib: float | None) -> None:
     with pytest.raises(ConfigurationError, match="FANTAIL_GPU_MEMORY_SHARE"):
         choose(gpu(), "auto", cores, kv_gib)
+
+
+GROUPS: dict[str, tuple[dict[str, str], int]] = {
+    "no control group": ({}, UNLIMITED),
+    "version 2 without a limit": ({"memory.max": "max", "memory.current": "5", "memory.stat": "anon 1"}, UNLIMITED),
+    "version 2": ({"memory.max": "100", "memory.current": "70", "memory.stat": "anon 50\ninactive_file 20"}, 50),
+    "version 1": (
+        {
+            "memory/memory.limit_in_bytes": "100",
+            "memory/memory.usage_in_bytes": "70",
+            "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 10",
+        },
+        40,
+    ),
+    "more used than allowed": ({"memory.max": "100", "memory.current": "170", "memory.stat": "anon 1"}, 0),
+}
+
+
+@pytest.mark.parametrize(("files", "free"), GROUPS.values(), ids=GROUPS)
+def test_a_containers_limit_is_what_it_may_have(tmp_path: Path, files: dict[str, str], free: int) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert free_in_group(tmp_path) == free

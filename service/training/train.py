@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -124,12 +125,14 @@ class Training:
         )
 
     def _export(self, fan: Fan, trainer: Trainer, counts: Mapping[str, int], digests: Mapping[str, str]) -> None:
+        if lost := [task.name for index, task in enumerate(self.tasks) if not trainer.best_loss[index] < float("inf")]:
+            raise ConfigurationError(f"no epoch has a finite dev loss: {', '.join(lost)}; lower --learning-rate")
         table = Table(title="trained adapters, each at its best epoch")
         for column in ("classifier", "best epoch", "dev loss", "dev accuracy"):
             table.add_column(column, justify="left" if column == "classifier" else "right")
         for index, task in enumerate(self.tasks):
             curve = [{name: values[index] for name, values in asdict(scores).items()} for scores in trainer.curve]
-            best = min(range(len(curve)), key=lambda epoch: curve[epoch]["dev_loss"])
+            best = min(range(len(curve)), key=lambda epoch: np.nan_to_num(curve[epoch]["dev_loss"], nan=np.inf))
             record = {
                 "config": asdict(self.config),
                 "data": dict(digests),

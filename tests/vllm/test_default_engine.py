@@ -65,7 +65,7 @@ async def test_an_adapter_replaced_by_other_weights_never_meets_old_kv(
     wanted = list(zip(reference.probabilities(olds), reference.probabilities(news), strict=True))
     apart = [max(abs(a - b) for a, b in zip(*each, strict=True)) for each in wanted]
     place = apart.index(max(apart))
-    assert apart[place] > 0.02, "the weights must matter much more than rounding"
+    assert apart[place] > 5e-3, "the weights must matter much more than rounding"
     old, new, (wanted_old, wanted_new) = olds[place], news[place], wanted[place]
     for request, wanted in ((old, wanted_old), (new, wanted_new), (old, wanted_old)):
         answers = [await engine.score(request) for _ in range(2)]

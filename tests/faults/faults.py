@@ -174,5 +174,7 @@ FAULTS = (
     Fault("kill -9 of the engine", SAME, kill, OUTAGE),
     Fault("the engine hangs", "replaced, then the same answers", hang, OUTAGE),
     Fault("folder damaged, engine killed", "the proven bytes answer again", damage_and_kill, OUTAGE),
-    Fault("SIGTERM", "accepted calls are answered, exit code 0", terminate, OUTAGE, ends=True),
+    Fault(
+        "SIGTERM", "accepted calls are answered, exit code 0", terminate, OUTAGE | OVERLOAD | {"CANCELLED"}, ends=True
+    ),
 )

@@ -22,8 +22,9 @@ LATE_SECONDS = 5.0
 TOLERANCE = 2e-3
 """How far a probability may be from what the same revision answered before: other batches round otherwise."""
 
-HONEST = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
-"""Codes that tell the caller the truth: not now. Any other refusal of a valid call counts as lost."""
+HONEST = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED"}
+"""Codes that tell the caller the truth: not now. Any other refusal of a valid call counts as lost. Each fault says
+which of them it may bring about; CANCELLED only a stop, where gRPC ends a call with it that was not accepted."""
 
 TALKS: tuple[Turns, ...] = (
     (("customer", "where is my parcel? it should have been here on monday"),),

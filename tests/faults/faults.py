@@ -133,7 +133,7 @@ async def no_time(server: Server, account: Account) -> str:
 async def overload(server: Server, account: Account) -> str:
     """Twenty times as many callers, who come again as soon as they are told."""
     more = Account(known=account.known)
-    async with FantailClient(server.address, key=server.key, retries=False) as client, steady_load(client, more, 60):
+    async with server.client() as client, steady_load(client, more, 60):
         await asyncio.sleep(OVERLOAD_SECONDS)
     if more.wrong or more.lost:
         raise UnexpectedError("; ".join((*more.wrong, *more.lost))[:200])
@@ -143,7 +143,7 @@ async def overload(server: Server, account: Account) -> str:
 
 
 async def terminate(server: Server, account: Account) -> str:
-    async with FantailClient(server.address, key=server.key, retries=False) as client:
+    async with server.client() as client:
         long: Turns = [("customer", "a long story, and all of it is new. " * 40)] * 4
         accepted = asyncio.create_task(client.fan_out(long, timeout=GRACE_SECONDS))
         await server.is_busy_with(accepted)

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from service.client import FantailAdminClient
+from service.client import FantailAdminClient, FantailClient
 from service.keys import new_key
 from service.pb.fantail.v1 import admin_service_pb2 as admin
 
@@ -46,6 +46,10 @@ class Server:
     folder: Path
     candidates: Path
     log: Path
+
+    def client(self) -> FantailClient:
+        """A caller who hides nothing by trying again."""
+        return FantailClient(self.address, key=self.key, retries=False)
 
     def engine_processes(self) -> list[psutil.Process]:
         """vLLM's processes: the engine core, which on a CPU computes itself."""

@@ -42,6 +42,13 @@ def stuck_engine() -> Engine:
     return engine
 
 
+def hung_engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """One that does not say how far it is either."""
+    engine = stuck_engine()
+    monkeypatch.setattr(engine, "counters", lambda: asyncio.Event().wait())
+    return engine
+
+
 def open_gate() -> asyncio.Event:
     gate = asyncio.Event()
     gate.set()
@@ -139,8 +146,7 @@ async def test_an_engine_that_answers_how_far_it_is_and_gets_no_further_is_start
 async def test_an_engine_that_does_not_say_how_far_it_is_is_started_again(
     supervise: Supervise, clock: TurnedLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, then = stuck_engine(), Engine()
-    monkeypatch.setattr(engine, "counters", lambda: asyncio.Event().wait())
+    engine, then = hung_engine(monkeypatch), Engine()
     supervision = supervise(engine, then)
     await supervision.serving()
     with asked(supervision):
@@ -212,8 +218,7 @@ async def test_a_request_that_a_stalled_engine_gives_up_late_is_no_work_given_ba
 async def test_an_engine_that_hangs_is_noticed_though_each_caller_gives_up_before(
     supervise: Supervise, clock: TurnedLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, then = stuck_engine(), Engine()
-    monkeypatch.setattr(engine, "counters", lambda: asyncio.Event().wait())
+    engine, then = hung_engine(monkeypatch), Engine()
     supervision = supervise(engine, then)
     await supervision.serving()
     for number in range(1, 5):

@@ -246,7 +246,7 @@ async def test_a_killed_engine_is_said_to_be_unavailable_and_comes_back_with_the
     served: Served, client: FantailClient
 ) -> None:
     before = await client.classify(TURNS, "sentiment", timeout=60)
-    async with FantailClient(served.server.address, key=served.server.key, retries=False) as impatient:
+    async with served.server.client() as impatient:
         under_way = asyncio.create_task(impatient.fan_out(_long("under way"), timeout=60))
         await served.server.is_busy_with(under_way)
         served.server.kill_engine()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.base_model import BUNDLED
@@ -18,7 +19,21 @@ from service.problems import sentences
 
 PREFIX = "FANTAIL_"
 
-Address = Annotated[str, Field(pattern=r"^.+:\d+$")]
+
+def host_and_port(address: str) -> str:
+    if not re.fullmatch(r".+:\d+", address):
+        raise ValueError("must be HOST:PORT, for instance 127.0.0.1:50051")
+    return address
+
+
+def http_url(url: str) -> str:
+    if not re.match(r"https?://", url):
+        raise ValueError("must begin with http:// or https://")
+    return url
+
+
+Address = Annotated[str, AfterValidator(host_and_port)]
+HttpUrl = Annotated[str, AfterValidator(http_url)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -175,8 +190,8 @@ class Settings(BaseSettings):
 
     # Sight.
     metrics_address: Address | None = setting(None, "Where Prometheus finds /metrics over HTTP. Default nowhere.")
-    otlp_endpoint: str | None = setting(
-        None, "Where traces go over OTLP/gRPC, as http://host:port. Default nowhere.", pattern=r"^https?://"
+    otlp_endpoint: HttpUrl | None = setting(
+        None, "Where traces go over OTLP/gRPC, as http://host:port. Default nowhere."
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         "info", "What is logged. debug tells more and costs more; error tells only what needs somebody."

@@ -61,35 +61,44 @@ def test_a_setting_is_read_whatever_its_case(
     assert getattr(load_settings(), field) == value
 
 
+ADDRESS = "must be HOST:PORT, for instance 127.0.0.1:50051"
+INTEGER = "Input should be a valid integer, unable to parse string as an integer"
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "why"),
     [
-        ("FANTAIL_ADDRESS", "localhost"),
-        ("FANTAIL_ADDRESS", ":50051"),
-        ("FANTAIL_ADDRESS", "localhost:http"),
-        ("FANTAIL_DTYPE", "int8"),
-        ("FANTAIL_LOG_LEVEL", "trace"),
-        ("FANTAIL_CORES", "0"),
-        ("FANTAIL_CORES", "two"),
-        ("FANTAIL_CORES", "1.5"),
-        ("FANTAIL_KV_GIB", "0"),
-        ("FANTAIL_KV_GIB", "nan"),
-        ("FANTAIL_KV_GIB", "inf"),
-        ("FANTAIL_GPU_MEMORY_SHARE", "0"),
-        ("FANTAIL_GPU_MEMORY_SHARE", "1.01"),
-        ("FANTAIL_CONTEXT_TOKENS", "255"),
-        ("FANTAIL_STEP_TOKENS", "63"),
-        ("FANTAIL_SLOTS", "0"),
-        ("FANTAIL_CONCURRENT_SEQUENCES", "0"),
-        ("FANTAIL_MAX_TURNS", "0"),
-        ("FANTAIL_MAX_MESSAGE_BYTES", "1023"),
-        ("FANTAIL_GRACE_SECONDS", "-1"),
-        ("fantail_cores", "0"),
+        ("FANTAIL_ADDRESS", "localhost", ADDRESS),
+        ("FANTAIL_ADDRESS", ":50051", ADDRESS),
+        ("FANTAIL_ADDRESS", "localhost:http", ADDRESS),
+        ("FANTAIL_METRICS_ADDRESS", "9090", ADDRESS),
+        ("FANTAIL_OTLP_ENDPOINT", "collector:4317", "must begin with http:// or https://"),
+        ("FANTAIL_DTYPE", "int8", "Input should be 'auto', 'float32', 'bfloat16' or 'float16'"),
+        ("FANTAIL_LOG_LEVEL", "trace", "Input should be 'debug', 'info', 'warning' or 'error'"),
+        ("FANTAIL_ADMIN", "maybe", "Input should be a valid boolean, unable to interpret input"),
+        ("FANTAIL_CORES", "0", "Input should be greater than or equal to 1"),
+        ("FANTAIL_CORES", "two", INTEGER),
+        ("FANTAIL_CORES", "1.5", INTEGER),
+        ("FANTAIL_KV_GIB", "0", "Input should be greater than 0"),
+        ("FANTAIL_KV_GIB", "nan", "Input should be a finite number"),
+        ("FANTAIL_KV_GIB", "inf", "Input should be a finite number"),
+        ("FANTAIL_GPU_MEMORY_SHARE", "0", "Input should be greater than 0"),
+        ("FANTAIL_GPU_MEMORY_SHARE", "1.01", "Input should be less than or equal to 1"),
+        ("FANTAIL_CONTEXT_TOKENS", "255", "Input should be greater than or equal to 256"),
+        ("FANTAIL_STEP_TOKENS", "63", "Input should be greater than or equal to 64"),
+        ("FANTAIL_SLOTS", "0", "Input should be greater than or equal to 1"),
+        ("FANTAIL_CONCURRENT_SEQUENCES", "0", "Input should be greater than or equal to 1"),
+        ("FANTAIL_MAX_TURNS", "0", "Input should be greater than or equal to 1"),
+        ("FANTAIL_MAX_MESSAGE_BYTES", "1023", "Input should be greater than or equal to 1024"),
+        ("FANTAIL_GRACE_SECONDS", "-1", "Input should be greater than or equal to 0"),
+        ("fantail_cores", "0", "Input should be greater than or equal to 1"),
     ],
 )
-def test_a_malformed_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_a_malformed_setting_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, why: str
+) -> None:
     problem, known = refusal(monkeypatch, **{name: value})
-    assert problem.startswith(f"{name.upper()}: ")
+    assert problem == f"{name.upper()}: {why}"
     assert known.startswith("known settings: ")
 
 

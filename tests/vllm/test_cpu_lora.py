@@ -109,6 +109,13 @@ def test_rows_beyond_the_planned_ones_keep_their_bytes() -> None:
     assert torch.equal(y[2:], torch.zeros(3, 4))
 
 
+def test_a_step_without_rows_is_no_work() -> None:
+    assert find_segments(torch.tensor([], dtype=torch.long)) == []
+    y = torch.empty(0, 4)
+    add(torch.tensor([], dtype=torch.long), y, 0, torch.empty(0, 3), torch.randn(1, 2, 3), torch.randn(1, 4, 2))
+    assert y.shape == (0, 4)
+
+
 def test_segments_are_runs_of_one_adapter() -> None:
     assert find_segments(torch.tensor([-1, -1, 3, 3, 0, -1, 0])) == [
         Segment(2, 4, 3),

@@ -8,9 +8,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from vllm.lora.model_manager import LRUCacheLoRAModelManager
+from vllm.lora.peft_helper import PEFTHelper
+from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.core import kv_cache_utils
+from vllm.v1.engine.core import EngineCoreProc
+from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
-from service.vllm_plugin import block_hashes, ledger, token_mapping
+from service.vllm_plugin import block_hashes, ledger, peft_config, report, token_mapping
+from service.vllm_plugin.handover import ADD_REQUESTS
 from service.vllm_plugin.position import POSITION_KEY
 from service.vllm_plugin.token_mapping import mask_before_positions
 
@@ -50,19 +56,21 @@ def test_every_ledger_entry_says_what_why_and_until_when() -> None:
         assert all([patch.symbol, patch.why, patch.how, patch.upstream, patch.remove_when]), patch.name
 
 
-@pytest.mark.parametrize(
-    ("module", "attribute", "owner"),
-    [
-        (block_hashes, "generate_block_hash_extra_keys", kv_cache_utils),
-        (token_mapping, "set_active_loras", token_mapping.LoRAModelRunnerMixin),
-    ],
-    ids=["block hashes", "token mapping"],
-)
-def test_an_undone_patch_is_noticed(
-    module: SimpleNamespace, attribute: str, owner: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(owner, attribute, module._stock)
-    assert list(ledger.inactive_patches()) == [module.__name__.rsplit(".", 1)[-1]]
+UNDONE: dict[str, tuple[object, str, object]] = {
+    "peft_config": (PEFTHelper, "_validate_features", peft_config._stock),
+    "block_hashes": (kv_cache_utils, "generate_block_hash_extra_keys", block_hashes._stock),
+    "token_mapping": (LoRAModelRunnerMixin, "set_active_loras", token_mapping._stock),
+    "cpu_lora": (CpuPlatform, "get_punica_wrapper", classmethod(lambda cls: "vllm.PunicaWrapperCPU")),
+    "handover": (EngineCoreProc, ADD_REQUESTS, None),
+    "report": (LRUCacheLoRAModelManager, "activate_adapter", report._stock_activate),
+}
+
+
+@pytest.mark.parametrize("patch", [patch.name for patch in ledger.LEDGER])
+def test_an_undone_patch_is_noticed(patch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, attribute, stock = UNDONE[patch]
+    monkeypatch.setattr(owner, attribute, stock)
+    assert list(ledger.inactive_patches()) == [patch]
 
 
 def test_another_vllm_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -46,7 +48,29 @@ async def test_an_engine_that_is_killed_while_it_loads_an_adapter_is_dead(engine
             await engine.places()
 
 
-# Last, since this process loads its plugins only once.
+OTHER_PLUGIN = """
+def register():
+    from vllm.v1.core import kv_cache_utils
+
+    kv_cache_utils.generate_block_hash_extra_keys = lambda *of: (None, 0)
+"""
+
+
+# The last two, since this process loads its plugins only once.
+async def test_an_engine_process_in_which_something_else_took_one_patch_back_is_refused(
+    engine_config: VllmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other_plugin.py").write_text(OTHER_PLUGIN)
+    installed = tmp_path / "other_plugin-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: other_plugin\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[vllm.general_plugins]\nother = other_plugin:register\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])  # behind ours, as each process gets it
+    with pytest.raises(PluginInactiveError, match="engine core process: block_hashes: keys are None before"):
+        async with start_vllm(replace(engine_config, adapters=engine_config.adapters[:1])):
+            pytest.fail("it served")
+
+
 async def test_an_engine_process_without_the_plugin_is_refused(
     engine_config: VllmConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ class LiveConversation:
     id: str = ""
     turns: list[Turn] = field(default_factory=list)
     names: tuple[str, ...] = ()
+    text_bytes: int = 0
 
     async def require_room(self, new: Sequence[Turn]) -> None:
         """Raise TurnTooLongError for turns that do not fit the context, whatever else is said."""
@@ -28,6 +29,7 @@ class LiveConversation:
         if not self.turns:
             self.id = id
         self.turns = [*self.turns, *new]
+        self.text_bytes += sum(len(turn.text.encode()) for turn in new)
         if names is not None:
             self.names = tuple(names)
 

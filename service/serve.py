@@ -96,7 +96,9 @@ def listening_of(settings: Settings) -> Listening:
         max_message_bytes=settings.max_message_bytes,
         longest_seconds=settings.longest_seconds,
         grace_seconds=settings.grace_seconds,
-        limits=Limits(settings.max_turns, settings.max_batch, settings.longest_seconds),
+        limits=Limits(
+            settings.max_turns, settings.max_batch, settings.longest_seconds, follow_bytes=settings.max_message_bytes
+        ),
         reflection=settings.reflection,
         keys=KeyRing(settings.keys, settings.isolate_callers) if settings.keys else None,
         tls=tls,

@@ -161,7 +161,9 @@ class Settings(BaseSettings):
     max_batch: Count = setting(
         256, "Conversations in one ClassifyBatch. More saves calls; less bounds memory per call."
     )
-    max_message_bytes: int = setting(4 << 20, "Largest request accepted. Bounds memory per call.", ge=1 << 10)
+    max_message_bytes: int = setting(
+        4 << 20, "Largest request accepted, and text of a live conversation. Bounds memory per call.", ge=1 << 10
+    )
 
     # Who may call.
     address: Address = setting(

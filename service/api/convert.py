@@ -69,6 +69,15 @@ def turns_problems(turns: Sequence[pb.Turn], before: int, max_turns: int, field:
     return [problem for index, turn in enumerate(turns) for problem in _turn_problems(index, turn, field)]
 
 
+def text_problems(turns: Sequence[pb.Turn], before: int, max_bytes: int, field: str) -> list[InvalidRequestError]:
+    """What is wrong with how much is said, after `before` bytes of text."""
+    size = before + sum(len(turn.text.encode()) for turn in turns)
+    if size > max_bytes:
+        what = f"The conversation has {size} bytes of text, this server accepts {max_bytes}; follow its latest turns."
+        return [ConversationTooLongError(what, field, {"max_bytes": str(max_bytes)})]
+    return []
+
+
 def timeout_problems(message: pb.FollowRequest) -> list[InvalidRequestError]:
     """What is wrong with the time a message of a live conversation may take."""
     if message.HasField("timeout") and message.timeout.ToNanoseconds() <= 0:

@@ -20,6 +20,7 @@ from service.api.convert import (
     fan_out_response_to_proto,
     follow_response_to_proto,
     stream_result_to_proto,
+    text_problems,
     timeout_problems,
     turns_from_proto,
     turns_problems,
@@ -64,11 +65,16 @@ BATCH_AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one call may ask for. `follow_seconds`: how long a message of a live conversation may take at most."""
+    """What one call may ask for.
+
+    `follow_seconds`: how long a message of a live conversation may take at most; `follow_bytes`: how much text may be
+    said in it, all its messages together.
+    """
 
     max_turns: int = 1000
     max_batch: int = 256
     follow_seconds: float = 60.0
+    follow_bytes: int = 4 << 20
 
 
 class ClassificationServicer(ClassificationServiceServicer):
@@ -214,6 +220,7 @@ class ClassificationServicer(ClassificationServiceServicer):
 
     def _message_problems(self, live: LiveConversation, request: pb.FollowRequest) -> list[InvalidRequestError]:
         problems = turns_problems(request.turns, len(live.turns), self._limits.max_turns, "turns")
+        problems += text_problems(request.turns, live.text_bytes, self._limits.follow_bytes, "turns")
         if not live.turns and not request.turns:
             problems.append(EmptyConversationError("Nothing has been said so far; send at least one turn.", "turns"))
         names = name_problems(request.classifiers.names)

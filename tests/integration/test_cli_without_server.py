@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,16 @@ def test_a_base_that_is_not_there_is_told_with_its_setting(fantail: Fantail, mod
     assert (ended.code, ended.out) == (1, "")
     assert model in ended.err
     assert "FANTAIL_MODEL" in ended.err
+
+
+def test_where_only_the_client_is_installed_the_command_says_what_to_install() -> None:
+    without = "import sys; sys.modules['typer'] = None; from service.__main__ import main; main()"
+    ended = subprocess.run([sys.executable, "-c", without], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == (
+        "The command needs typer, which is not installed: the base install is the client alone. "
+        "Install fantail[cpu] or fantail[gpu].\n"
+    )
 
 
 def test_help_names_every_command(fantail: Fantail) -> None:

@@ -28,6 +28,7 @@ from tests.integration.talking import Following, agent, customer
 from tests.support import classify_with
 
 MAX_TURNS = 5
+MAX_BYTES = 10_000
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def engine() -> HoldingEngine:
 
 @pytest.fixture
 async def address(serve: Serve) -> str:
-    return await serve(limits=Limits(max_turns=MAX_TURNS))
+    return await serve(limits=Limits(max_turns=MAX_TURNS, follow_bytes=MAX_BYTES))
 
 
 @pytest.fixture
@@ -131,6 +132,21 @@ async def test_the_turns_of_all_messages_count_towards_the_limit(live: Following
         error = refusal(response)
         assert error.message == "The conversation has 6 turns, this server accepts 5; send the latest ones."
         assert error.metadata["max_turns"] == "5"
+
+
+@pytest.mark.parametrize(("more", "accepted"), [(-1, True), (0, True), (1, False)], ids=["limit-1", "limit", "limit+1"])
+async def test_the_text_of_all_messages_counts_towards_the_limit(live: Following, more: int, accepted: bool) -> None:
+    said = 3 * ["information " * 250]  # each of 3,000 bytes, and within the context
+    await live.tell(*map(agent, said))
+    response = await live.ask(customer("é".ljust(MAX_BYTES - 9000 - 1 + more)))
+    assert response.HasField("fan_out") == accepted
+    assert response.turns == (4 if accepted else 3)
+    if not accepted:
+        error = refusal(response)
+        assert error.message == (
+            "The conversation has 10001 bytes of text, this server accepts 10000; follow its latest turns."
+        )
+        assert (error.metadata["max_bytes"], error.metadata["field"]) == ("10000", "turns")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_a_server_listens_as_the_settings_say() -> None:
     )  # fmt: skip
     assert (found.address, found.max_message_bytes, found.reflection) == ("127.0.0.1:7", 2048, False)
     assert (found.longest_seconds, found.grace_seconds) == (7.0, 3.0)
-    assert found.limits == Limits(max_turns=5, max_batch=6, follow_seconds=7.0)
+    assert found.limits == Limits(max_turns=5, max_batch=6, follow_seconds=7.0, follow_bytes=2048)
 
 
 def test_by_default_everybody_on_this_machine_is_let_in_in_the_clear() -> None:

@@ -49,7 +49,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
               "metadata": {"field": "conversation.turns[4].text", "max_tokens": "8096"}} with INVALID_ARGUMENT
     """
     ERROR_REASON_CONVERSATION_TOO_LONG: _ErrorReason.ValueType  # 5
-    """The conversation has more turns than this server accepts.
+    """The conversation has more turns than this server accepts, or a live one more text ("max_bytes").
 
     Example: {"reason": "ERROR_REASON_CONVERSATION_TOO_LONG", "domain": "fantail.v1",
               "metadata": {"field": "conversation.turns", "max_turns": "1000"}} with INVALID_ARGUMENT
@@ -232,7 +232,7 @@ Example: {"reason": "ERROR_REASON_TURN_TOO_LONG", "domain": "fantail.v1",
           "metadata": {"field": "conversation.turns[4].text", "max_tokens": "8096"}} with INVALID_ARGUMENT
 """
 ERROR_REASON_CONVERSATION_TOO_LONG: ErrorReason.ValueType  # 5
-"""The conversation has more turns than this server accepts.
+"""The conversation has more turns than this server accepts, or a live one more text ("max_bytes").
 
 Example: {"reason": "ERROR_REASON_CONVERSATION_TOO_LONG", "domain": "fantail.v1",
           "metadata": {"field": "conversation.turns", "max_turns": "1000"}} with INVALID_ARGUMENT

@@ -56,6 +56,7 @@ class Deployer:
         self._catalogue, self._engine, self._gate = catalogue, engine, gate
         self._loader, self._snapshots = loader, snapshots
         self._folders = folders
+        self._refusals: set[str] = set()
         self._one_at_a_time = asyncio.Lock()
         self._under_way: set[asyncio.Task[Any]] = set()
 
@@ -141,19 +142,32 @@ class Deployer:
         served = self._catalogue.current.classifiers
         folders = await asyncio.to_thread(folders_by_name, self._folders.classifiers)
         if not folders:
-            return [self._refused(name, "there are no classifier folders at all; is a mount lost?") for name in served]
+            lost = "there are no classifier folders at all; is a mount lost?"
+            return [self._told(self._refused(name, lost)) for name in served]
         for name in names:
             if name not in folders:
                 self._catalogue.current.get(name)
+        for name in self._refusals - {*folders, *served}:
+            self._told(Reloaded(name, ReloadOutcome.REMOVED, "", ""))
         results = []
         # What goes, goes last: what comes may be all that is left.
         for name in sorted(set(names) or {*folders, *served}, key=lambda name: (name not in folders, name)):
             result = await self._reload_one(name, folders.get(name))
-            self._observer.reloaded(name, result.outcome.value if result else "unchanged")
-            if result is not None:
-                logger.info("reload: %s %s %s", name, result.outcome.value, "; ".join(result.problems))
-                results.append(result)
+            if result is None:
+                self._observer.reloaded(name, "unchanged")
+                self._refusals.discard(name)
+            else:
+                results.append(self._told(result))
         return results
+
+    def _told(self, result: Reloaded) -> Reloaded:
+        """Let the log and the observer know what became of a classifier."""
+        logger.info("reload: %s %s %s", result.classifier, result.outcome.value, "; ".join(result.problems))
+        self._observer.reloaded(result.classifier, result.outcome.value)
+        self._refusals.discard(result.classifier)
+        if result.outcome is ReloadOutcome.REFUSED:
+            self._refusals.add(result.classifier)
+        return result
 
     def _refused(self, name: str, *problems: str) -> Reloaded:
         """What becomes of a classifier that stays as it is, against what the folder says."""

@@ -221,10 +221,17 @@ class RevisionInUseError(DeploymentError):
 
 
 class RevisionRefusedError(DeploymentError):
-    """What a folder holds cannot be served. `problems`: a sentence for each reason."""
+    """What a folder holds cannot be served. `problems`: a sentence for each reason.
+
+    The message says the first few: a status has room for 8 KiB, and a wrong rank is a problem of every single weight.
+    """
+
+    SAID = 10
 
     def __init__(self, classifier: str, problems: Sequence[str]) -> None:
-        super().__init__("; ".join(problems), {"classifier": classifier})
+        more = len(problems) - self.SAID
+        said = [*problems[: self.SAID], *([f"and {more} more problems"] if more > 0 else [])]
+        super().__init__("; ".join(said), {"classifier": classifier})
         self.problems = tuple(problems)
 
 

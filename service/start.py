@@ -89,6 +89,7 @@ def vllm_config(settings: Settings, prompting: Prompting, choice: Choice, regist
         spare_adapters=settings.spare_adapters,
         max_rank=settings.max_rank,
         otlp_endpoint=settings.otlp_endpoint,
+        json_logs=settings.log_format == "json",
     )
 
 

@@ -18,6 +18,12 @@ from tests import support
 CONTEXT_TOKENS = 8192
 """The bundled base's own."""
 
+RECORD_OPTION = "--record-peft"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(RECORD_OPTION, action="store_true", help="compute all of PEFT's answers anew, and record them")
+
 
 @pytest.fixture(scope="session")
 def base_folder() -> Path:

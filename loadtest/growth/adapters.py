@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from loadtest.contestants import CALL_SECONDS
 from loadtest.conversations import conversation
@@ -39,10 +40,12 @@ async def per_adapter(curve: Curve, rounds: int, advance: Callable[[], None]) ->
             curve.notes.append(f"a swap from RAM into a slot costs {1000 * (swapped - warm):.1f} ms")
             calm = await waited_beside(client, names[1:2], names[0], 40 * rounds)
             beside = await waited_beside(client, names[1:], names[0], 40 * rounds)
-            delay = statistics.median(beside) - statistics.median(calm)
-            curve.notes.append(
-                f"a call beside one that swaps waits {1000 * delay:.1f} ms longer than beside one that does not"
-            )
+            for what, seconds in (("swaps", beside), ("does not", calm)):
+                median, late, longest = (1000 * quantile(seconds, share) for share in (0.5, 0.95, 1.0))
+                curve.notes.append(
+                    f"a call beside one that {what}: median {median:.1f} ms, 95th percentile {late:.1f}, "
+                    f"longest {longest:.1f} of {len(seconds)}"
+                )
             for count in (SLOTS, SLOTS + 1, ADAPTERS):
                 taken = [
                     await seconds_of(client.fan_out(turns, names[:count], timeout=CALL_SECONDS)) for _ in range(rounds)
@@ -50,6 +53,11 @@ async def per_adapter(curve: Curve, rounds: int, advance: Callable[[], None]) ->
                 curve.notes.append(
                     f"a repeated fan-out of {count} with {SLOTS} slots: {statistics.median(taken):.3f} s"
                 )
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest of the values that so many of them do not exceed."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 async def memory(curve: Curve, rounds: int, advance: Callable[[], None]) -> None:

@@ -27,6 +27,7 @@ class VllmConfig:
     `adapters`: those that are loaded at once; `slots`: how many can be computed with in one step (None: all of them);
     `spare_adapters`: how many more can be loaded later, each with a slot unless `slots` says otherwise; `max_rank`: of
     those (None: the largest of `adapters`); `otlp_endpoint`: where vLLM sends its spans;
+    `json_logs`: whether it logs JSON objects instead of lines;
     `context_tokens`: longest prompt and answer; `step_tokens`: most tokens computed in one engine step (None: vLLM's
     own choice); `concurrent_sequences`: most prompts in one step; `gpu_memory_share`: of a GPU's memory.
     """
@@ -43,6 +44,7 @@ class VllmConfig:
     spare_adapters: int = 0
     max_rank: int | None = None
     otlp_endpoint: str | None = None
+    json_logs: bool = False
 
     @property
     def rank(self) -> int:

@@ -239,12 +239,15 @@ async def start_vllm(config: VllmConfig) -> AsyncIterator[VllmEngine]:
     for reason in config.choice.reasons:
         logger.info("engine: %s", reason)
     os.environ.update(process_environment(config.choice))
+    from vllm.config import LoggingConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
 
     # Both start and end take long and block, and a server has calls to refuse and to watch meanwhile.
-    starting = asyncio.create_task(asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**engine_args(config))))
+    logs = LoggingConfig(formatter="json" if config.json_logs else "text")
+    arguments = AsyncEngineArgs(**engine_args(config), logging_config=logs)
+    starting = asyncio.create_task(asyncio.to_thread(AsyncLLM.from_engine_args, arguments))
     try:
         engine = await asyncio.shield(starting)
     except asyncio.CancelledError:

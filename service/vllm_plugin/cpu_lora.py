@@ -2,12 +2,15 @@
 
 The stock wrapper gathers a whole adapter for every token and lets "no adapter" (index -1) fall through to the last
 slot's weights. Here a step's rows are cut into segments of one adapter; rows without one are never touched. Short
-segments, the tails of a fan-out, go to a compiled kernel; long ones are matrix products of torch's.
+segments, the tails of a fan-out, go to a compiled kernel; long ones, and all where it cannot be compiled, are matrix
+products of torch's.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +21,8 @@ from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 from vllm.platforms.cpu import CpuPlatform
+
+logger = logging.getLogger(__name__)
 
 SHORT_ROWS = 32
 """Segments up to this long go to the kernel; a longer one fills a matrix product of torch's."""
@@ -43,19 +48,32 @@ def find_segments(slots: Tensor) -> list[Segment]:
     return segments
 
 
+@functools.cache
+def compiled_kernel() -> Callable[..., None] | None:
+    """`lora_kernel.add_rows`, or None where numba is missing, cannot compile or has nowhere to keep what it compiled.
+
+    Imported when vLLM's worker has started: vLLM then looks through all that is imported for kernels of its own, and
+    stumbles over a library that numba holds.
+    """
+    try:
+        from service.vllm_plugin.lora_kernel import add_rows
+    except Exception as error:
+        logger.warning("adapters are multiplied without the compiled kernel, which is slower: %r", error)
+        return None
+    kernel: Callable[..., None] = add_rows
+    return kernel
+
+
 class SegmentedLora:
     """Adds the low-rank updates of one step's rows; built once per step, used by every layer."""
 
     def __init__(self, slots: Tensor) -> None:
         self.segments = find_segments(slots)
-        self._long = [s for s in self.segments if s.stop - s.start > SHORT_ROWS]
-        short = [s for s in self.segments if s.stop - s.start <= SHORT_ROWS]
+        self._add_rows = compiled_kernel()
+        short_rows = SHORT_ROWS if self._add_rows else 0
+        self._long = [s for s in self.segments if s.stop - s.start > short_rows]
+        short = [s for s in self.segments if s.stop - s.start <= short_rows]
         self._short = np.array([(s.start, s.stop, s.slot) for s in short], np.int64).reshape(-1, 3)
-        # Imported when vLLM's worker has started: vLLM then looks through all that is imported for kernels of its own,
-        # and stumbles over a library that numba holds.
-        from service.vllm_plugin.lora_kernel import add_rows
-
-        self._add_rows = add_rows
 
     def add(self, y: Tensor, offset: int, width: int, x: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
         """`y[:, offset : offset + width] += scale · x Aᵀ Bᵀ` by each row's adapter, in place; the products in float32.
@@ -67,7 +85,7 @@ class SegmentedLora:
         for s in self._long:
             update = (x[s.start : s.stop].float() @ a[s.slot, 0].T) @ b[s.slot, 0].T
             y[s.start : s.stop, offset : offset + width].add_(update, alpha=scale)
-        if not len(self._short):
+        if self._add_rows is None or not len(self._short):
             return
         if y.dtype == torch.float32:
             self._add_rows(y.numpy(), x.numpy(), a.numpy(), b.mT.numpy(), offset, self._short, scale)

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from service.client import FantailAdminClient, FantailClient, RpcError
 from service.keys import KeyRing
 from service.pb.fantail.v1 import admin_service_pb2 as pb
+from service.registry.adapter import WEIGHTS_FILE
 from service.registry.loader import RegistryLoader
 from tests.deployment import ACTIVATED, PLAIN, Served, change_manifest
 from tests.integration.harness import DEADLINE_S, HELLO
@@ -77,6 +80,15 @@ async def test_a_refusal_is_typed_and_says_why(guarded: Guarded) -> None:
     with pytest.raises(RpcError, match="cannot be read: No such file") as caught:
         await guarded.admin.load_revision(ACTIVATED, "nowhere", timeout=DEADLINE_S)
     assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert caught.value.reason == "ERROR_REASON_REVISION_REFUSED"
+
+
+async def test_a_refusal_for_every_single_weight_fits_into_a_status(guarded: Guarded) -> None:
+    candidate = guarded.served.candidate(2)
+    weights = guarded.served.candidates / candidate / "adapter" / WEIGHTS_FILE
+    save_file({f"base_model.model.model.layers.{n}.other.weight": np.zeros(1) for n in range(420)}, weights)
+    with pytest.raises(RpcError, match=r"unexpected weight .*; and \d+ more problems$") as caught:
+        await guarded.admin.load_revision(ACTIVATED, candidate, timeout=DEADLINE_S)
     assert caught.value.reason == "ERROR_REASON_REVISION_REFUSED"
 
 

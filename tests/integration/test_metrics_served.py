@@ -258,3 +258,15 @@ async def test_reloads_are_counted_by_outcome_and_the_last_refusal_stands(served
     counted = removed.by("outcome", "fantail_reloads_total")
     assert (counted["loaded"], counted["refused"], counted["removed"]) == (2, 1, 1)
     assert [has for has, _ in removed.series("fantail_last_reload_refused")] == [{"classifier": REFUND}]
+
+
+async def test_a_refused_folder_that_is_taken_away_again_leaves_no_alarm(served: Served) -> None:
+    with serve_metrics(served.metrics, "127.0.0.1:0") as port:
+        assert port is not None
+        folder = served.write("newcomer", 1)
+        (folder / "classifier.toml").unlink()
+        await served.deployer.reload()
+        assert scrape(port).by("classifier", "fantail_last_reload_refused")["newcomer"] == 1
+        shutil.rmtree(folder)
+        await served.deployer.reload()
+        assert "newcomer" not in scrape(port).by("classifier", "fantail_last_reload_refused")

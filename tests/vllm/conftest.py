@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,10 +19,12 @@ from service.registry.registry import Registry
 from service.settings import Settings
 from service.start import Prompting, load_prompting, load_registry
 from service.training.reference import Reference
+from tests.conftest import RECORD_OPTION
 from tests.vllm.adapters import random_adapter
 from tests.vllm.comparing import conversation_of
 from tests.vllm.faults import plant
 from tests.vllm.parity import Expected
+from tests.vllm.recorded import Recorded
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = (1, 8, 20, 40, 80, 160, 320, 1000)
@@ -84,8 +86,20 @@ def reference(prompting: Prompting, adapters: tuple[EngineAdapter, ...]) -> Refe
 
 
 @pytest.fixture(scope="session")
+def recorded(
+    prompting: Prompting, classifiers: tuple[Classifier, ...], reference: Reference, pytestconfig: pytest.Config
+) -> Iterator[Recorded]:
+    shipped = frozenset(each.name for each in filter(None, map(engine_adapter, classifiers)))
+    anew = bool(pytestconfig.getoption(RECORD_OPTION))
+    answers = Recorded(reference, prompting.base.identity, shipped, anew)
+    yield answers
+    if anew:
+        answers.write()
+
+
+@pytest.fixture(scope="session")
 def fan_outs(
-    prompting: Prompting, classifiers: tuple[Classifier, ...], strangers: Strangers, reference: Reference
+    prompting: Prompting, classifiers: tuple[Classifier, ...], strangers: Strangers, recorded: Recorded
 ) -> list[Expected]:
     """For conversations of 1 to 1,000 tokens, one request per classifier, one of a plain adapter and one of the base
     alone, each with PEFT's answer."""
@@ -95,13 +109,13 @@ def fan_outs(
         shipped = [scoring_request(prefix, classifier) for classifier in classifiers]
         plain = replace(shipped[0], adapter=strangers.plain, activation_index=None)
         requests = [*shipped[:8], plain, *shipped[8:], replace(plain, adapter=None)]
-        made.append(Expected(requests, dict(enumerate(reference.probabilities(requests)))))
+        made.append(Expected(requests, dict(enumerate(recorded.probabilities(requests)))))
     return made
 
 
 @pytest.fixture(scope="session")
 def crowd(
-    prompting: Prompting, classifiers: tuple[Classifier, ...], reference: Reference, fan_outs: list[Expected]
+    prompting: Prompting, classifiers: tuple[Classifier, ...], recorded: Recorded, fan_outs: list[Expected]
 ) -> Expected:
     """Fan-outs of 32 different conversations: of 1 to 1,000 tokens, every answer of which is compared, and of 24 short
     ones, where it is a quarter, of other adapters each time."""
@@ -111,7 +125,7 @@ def crowd(
     assert len({prefix.token_ids for prefix in prefixes}) == 24
     requests = [scoring_request(prefix, classifier) for prefix in prefixes for classifier in classifiers]
     compared = [place for place in range(len(requests)) if (place + place // len(classifiers)) % 4 == 0]
-    answers = reference.probabilities([requests[place] for place in compared])
+    answers = recorded.probabilities([requests[place] for place in compared])
     probabilities = dict(zip(compared, answers, strict=True))
     for fan_out in fan_outs:
         probabilities |= {len(requests) + place: answer for place, answer in fan_out.probabilities.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from service.vllm_plugin.cpu_lora import (
     Segment,
     SegmentedLora,
     SegmentedPunicaWrapper,
+    compiled_kernel,
     find_segments,
     lay_out,
 )
@@ -107,6 +109,28 @@ def test_rows_beyond_the_planned_ones_keep_their_bytes() -> None:
     y = torch.zeros(5, 4)
     add(torch.tensor([0, 0]), y, 0, torch.randn(5, 3), torch.randn(1, 2, 3), torch.randn(1, 4, 2))
     assert torch.equal(y[2:], torch.zeros(3, 4))
+
+
+def test_without_the_compiled_kernel_the_updates_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "service.vllm_plugin.lora_kernel", None)
+    compiled_kernel.cache_clear()
+    try:
+        torch.manual_seed(0)
+        slots = random_slots(random.Random(0), 5)
+        x, y, a, b = (
+            torch.randn(len(slots), 24),
+            torch.randn(len(slots), 40),
+            torch.randn(5, 8, 24),
+            torch.randn(5, 40, 8),
+        )
+        expected = one_row_at_a_time(y, x, a, b, 0.5, slots)
+        add(slots, y, 0, x, a, b, 0.5)
+        assert torch.allclose(y.double(), expected, atol=1e-3, rtol=1e-4)
+    finally:
+        compiled_kernel.cache_clear()
+    assert "without the compiled kernel" in caplog.text
 
 
 def test_a_step_without_rows_is_no_work() -> None:

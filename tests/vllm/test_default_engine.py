@@ -73,6 +73,20 @@ async def test_an_adapter_replaced_by_other_weights_never_meets_old_kv(
         assert_same(answers, [wanted, wanted])
 
 
+async def test_an_isolated_caller_meets_nobody_elses_kv_and_gets_the_same_answer(
+    engine: VllmEngine, mixed: list[ScoringRequest], reference: Reference
+) -> None:
+    wanted = reference.probabilities(mixed)
+    await asyncio.gather(*map(engine.score, mixed))
+    for salt in ("one", "other"):
+        isolated = [replace(request, cache_salt=salt) for request in mixed]
+        first = await engine.score(isolated[0])
+        assert first.usage.reused == 0, "what anybody else has asked is not there"
+        answers = await asyncio.gather(*map(engine.score, isolated))
+        assert answers[0].usage.reused > 0, "what it has asked itself is"
+        assert_same(answers, wanted)
+
+
 async def test_every_adapter_is_in_its_slot_before_it_is_asked(
     engine: VllmEngine, adapters: tuple[EngineAdapter, ...], mixed: list[ScoringRequest]
 ) -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import replace
 
 import pytest
 
+from service.call import Call
+from service.deadline import Deadline
+from service.domain import Classification, Classifier, Priority
 from service.engine.base import ScoringRequest
 from service.engine.vllm_engine import VllmEngine
+from service.errors import DeadlineExceededError
+from service.registry.registry import Registry
 from service.start import Prompting
+from tests.support import classify_with
 from tests.vllm.comparing import cold, conversation_of
+from tests.vllm.conftest import Strangers
 from tests.vllm.parity import Expected, assert_parity
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
@@ -44,3 +53,42 @@ async def test_what_matters_more_overtakes_what_waits_already(variant_engine: Vl
     after = asyncio.create_task(score(0, "this one comes last"))
     await asyncio.gather(*before, after)
     assert done.index(0) < 2, "at most the one that was being computed is done before it"
+
+
+@pytest.mark.parametrize("variant_engine", ["chunked prefill"], indirect=True)
+async def test_near_the_deadline_what_is_ready_is_answered_and_the_rest_is_given_up(
+    variant_engine: VllmEngine, prompting: Prompting, classifiers: tuple[Classifier, ...], strangers: Strangers
+) -> None:
+    """A plain adapter reads the conversation again, and matters less: half of the time there is nothing of it."""
+    plain = replace(
+        classifiers[0],
+        name=strangers.plain.name.split("@")[0],
+        adapter=strangers.plain.adapter,
+        calibration=None,
+        priority=Priority.LOW,
+    )
+    critical = [replace(each, priority=Priority.CRITICAL) for each in classifiers[:3]]
+    classify = classify_with(
+        Registry({each.name: each for each in (*critical, plain)}), prompting.builder, variant_engine
+    )
+    conversation, seconds = conversation_of(prompting.builder, 600), 60.0
+    for attempt in range(8):  # the machine may be busy with something else
+        began = time.monotonic()
+        call = Call(deadline=Deadline.after(seconds))
+        try:
+            answers = await classify.fan_out(cold(conversation, f"attempt {attempt}"), [], call)
+        except DeadlineExceededError:
+            seconds *= 1.2
+            continue
+        outcomes = dict(answers.results)
+        if isinstance(outcomes[plain.name], DeadlineExceededError):
+            break
+        seconds = 0.75 * (time.monotonic() - began)
+    assert isinstance(outcomes[plain.name], DeadlineExceededError)
+    assert all(isinstance(outcomes[each.name], Classification) for each in critical)
+    for _ in range(600):
+        counters = await variant_engine.counters()
+        if not counters.running + counters.waiting:
+            break
+        await asyncio.sleep(0.05)
+    assert counters.running + counters.waiting == 0, "it is not computed for nobody"

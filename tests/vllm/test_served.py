@@ -50,7 +50,8 @@ class Served:
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     with collecting() as collector:
-        with running_server(FANTAIL_OTLP_ENDPOINT=collector.address, FANTAIL_STEP_TOKENS=str(STEP_TOKENS)) as server:
+        settings = {"OTLP_ENDPOINT": collector.address, "STEP_TOKENS": str(STEP_TOKENS), "LOG_FORMAT": "json"}
+        with running_server(**{f"FANTAIL_{name}": value for name, value in settings.items()}) as server:
             yield Served(server, collector)
 
 
@@ -276,14 +277,14 @@ def test_a_stopped_server_ends_with_0_and_leaves_no_process(served: Served, clie
         process.wait(30)
 
 
-def test_nothing_that_was_said_is_in_its_log_or_its_spans(served: Served) -> None:
+def test_its_log_is_json_of_us_and_vllm_and_nothing_that_was_said_is_in_it_or_in_its_spans(served: Served) -> None:
     log = served.server.log.read_bytes()
     spans = b"".join(span.SerializeToString() for span in served.collector.spans)
-    assert log
+    loggers = {str(json.loads(line)["name" if b'"levelname"' in line else "logger"]) for line in log.splitlines()}
+    assert {"service", "vllm"} <= {name.split(".")[0] for name in loggers}
     assert spans
     for text in (b"charged twice", b"hello from Porto", b"where is it?"):
-        assert text not in log
-        assert text not in spans
+        assert text not in log + spans
 
 
 def _long(opening: str) -> Turns:

@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LOCK := requirements/cpu.lock
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps
 
 # The CPU build of torch is not on PyPI itself: taken from the configured sources, else from PyTorch's own index.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
@@ -60,13 +61,13 @@ lock: .venv/installed  ## resolve the lock anew; needs uv
 	uv pip compile pyproject.toml --extra cpu --extra train --extra evaluate --extra loadtest --extra dev --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 --no-annotate --no-header -o $(LOCK)
 
-# Everything is pinned and nothing resolved (--no-deps): that is what keeps torchvision out, see pyproject.toml.
+# Everything is pinned and nothing resolved (--no-deps): that is what keeps torchvision out, see pyproject.toml. Nor is it
+# compiled ahead: most of it is never imported, and Python compiles the rest as it comes.
 .venv/installed: $(LOCK) pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r $(LOCK) || \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --extra-index-url $(TORCH_INDEX) -r $(LOCK)
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) --no-compile -r $(LOCK) || $(PIP) --no-compile --extra-index-url $(TORCH_INDEX) -r $(LOCK)
+	$(PIP) --no-build-isolation -e .
 	touch $@
 
 clean:

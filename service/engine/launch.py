@@ -63,6 +63,7 @@ def process_environment(choice: Choice) -> dict[str, str]:
         "VLLM_USE_V2_MODEL_RUNNER": "0",  # the plugin's token mapping is written for the V1 runner
         # vLLM's warnings at start are about choices that are made here on purpose.
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),  # of libraries, to those who develop vLLM
         "VLLM_NO_USAGE_STATS": "1",
         # vLLM would fork where nothing has used the GPU yet: beside gRPC's threads, and with its open connections.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",

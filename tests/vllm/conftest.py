@@ -147,7 +147,7 @@ def engine_config(prompting: Prompting, adapters: tuple[EngineAdapter, ...]) -> 
     return VllmConfig(prompting.base.path, adapters, choice, context_tokens=4096)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=VARIANTS)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def variant_engine(request: pytest.FixtureRequest, engine_config: VllmConfig) -> AsyncIterator[VllmEngine]:
     async with start_vllm(replace(engine_config, **VARIANTS[request.param])) as engine:
         yield engine

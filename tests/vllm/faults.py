@@ -1,4 +1,4 @@
-"""Faults that adapters really arrive with, planted into copies of a shipped classifier; engines that lose things."""
+"""Faults that adapters really arrive with, planted into copies of a shipped classifier."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
 
-from service.domain import AdapterKind
-from service.engine.base import LabelLogprobs, ScoringEngine, ScoringRequest
 from service.registry.adapter import CONFIG_FILE, WEIGHTS_FILE
 from service.registry.calibration import CALIBRATION_FILE
 from service.registry.manifest import MANIFEST_FILE
@@ -74,39 +71,3 @@ def plant(shipped: Path, directory: Path) -> None:
         (directory / name / CALIBRATION_FILE).unlink(missing_ok=True)
     for name, harm in FAULTS.items():
         harm(directory / name)
-
-
-@dataclass(frozen=True, slots=True)
-class PositionLost:
-    """An engine whose adapters act from the first token on, as they do without the plugin's token mapping."""
-
-    engine: ScoringEngine
-
-    async def score(self, request: ScoringRequest) -> LabelLogprobs:
-        return await self.engine.score(_as(AdapterKind.PLAIN, request, None))
-
-    async def check(self) -> None:
-        await self.engine.check()
-
-
-@dataclass(frozen=True, slots=True)
-class StaleKV:
-    """An engine that meets a plain adapter's conversation with KV that other weights left in the cache."""
-
-    engine: ScoringEngine
-    tail_tokens: int
-
-    async def score(self, request: ScoringRequest) -> LabelLogprobs:
-        position = len(request.token_ids) - self.tail_tokens
-        return await self.engine.score(_as(AdapterKind.ACTIVATED, request, position))
-
-    async def check(self) -> None:
-        await self.engine.check()
-
-
-def _as(kind: AdapterKind, request: ScoringRequest, activation_index: int | None) -> ScoringRequest:
-    """The request under the same weights, acting from elsewhere on."""
-    if request.adapter is None:
-        return request
-    adapter = replace(request.adapter, adapter=replace(request.adapter.adapter, kind=kind))
-    return replace(request, adapter=adapter, activation_index=activation_index)

@@ -23,19 +23,29 @@ from tests.vllm.parity import Expected, assert_parity
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
+OTHERS = pytest.mark.parametrize("variant_engine", ["fewer slots than adapters", "chunked prefill"], indirect=True)
 
+
+@pytest.mark.parametrize("variant_engine", ["prefix cache off"], indirect=True)
+async def test_without_a_cache_every_adapter_answers_as_peft_does(
+    variant_engine: VllmEngine, fan_outs: list[Expected]
+) -> None:
+    for fan_out in fan_outs:
+        await assert_parity(variant_engine, fan_out)
+
+
+@OTHERS
 async def test_every_adapter_answers_as_peft_does_in_concurrent_fan_outs(
     variant_engine: VllmEngine, crowd: Expected
 ) -> None:
     await assert_parity(variant_engine, crowd)
 
 
+@OTHERS
 async def test_and_in_one_fan_out_after_the_other_when_asked_again(
-    variant_engine: VllmEngine, fan_outs: list[Expected], request: pytest.FixtureRequest
+    variant_engine: VllmEngine, fan_outs: list[Expected]
 ) -> None:
-    # Without a cache nothing is known of what was asked before: all but the shortest would be the same work again.
-    asked = fan_outs[:3] if "prefix cache off" in request.node.name else fan_outs
-    for fan_out in asked:
+    for fan_out in fan_outs:
         await assert_parity(variant_engine, fan_out)
 
 

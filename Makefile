@@ -61,12 +61,13 @@ lock: .venv/installed  ## resolve the lock anew; needs uv
 	uv pip compile pyproject.toml --extra cpu --extra train --extra evaluate --extra loadtest --extra dev --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 --no-annotate --no-header -o $(LOCK)
 
-# Everything is pinned and nothing resolved (--no-deps): that is what keeps torchvision out, see pyproject.toml. Nor is it
-# compiled ahead: most of it is never imported, and Python compiles the rest as it comes.
+# Everything is pinned and nothing resolved (--no-deps): that is what keeps torchvision out, see pyproject.toml. pip would
+# compile one file after the other; compileall takes all cores, without what is hardly ever imported.
 .venv/installed: $(LOCK) pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
 	$(PYTHON) -m venv .venv
 	$(PIP) --no-compile -r $(LOCK) || $(PIP) --no-compile --extra-index-url $(TORCH_INDEX) -r $(LOCK)
+	$(BIN)/python -m compileall -q -j 0 -x '/(tests|testing)/|transformers/models/[^a]' .venv/lib || true
 	$(PIP) --no-build-isolation -e .
 	touch $@
 

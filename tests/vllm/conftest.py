@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -133,11 +134,12 @@ def crowd(
     return Expected(requests, probabilities)
 
 
-VARIANTS = {
-    "prefix cache off": {"prefix_caching": False},
-    "chunked prefill": {"step_tokens": 96, "concurrent_sequences": 48},
-    "fewer slots than adapters": {"slots": 5},
+CACHE_OFF, CRAMPED = "prefix cache off", "prefill in chunks, fewer slots than adapters"
+VARIANTS: dict[str, dict[str, Any]] = {
+    CACHE_OFF: {"prefix_caching": False},
+    CRAMPED: {"step_tokens": 96, "concurrent_sequences": 48, "slots": 5},
 }
+"""Of the engine; no more than these two, for each start takes half a minute."""
 
 
 @pytest.fixture(scope="session")

@@ -18,15 +18,16 @@ from service.registry.registry import Registry
 from service.start import Prompting
 from tests.support import classify_with
 from tests.vllm.comparing import cold, conversation_of
-from tests.vllm.conftest import Strangers
+from tests.vllm.conftest import CACHE_OFF, CRAMPED, Strangers
 from tests.vllm.parity import Expected, assert_parity
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
-OTHERS = pytest.mark.parametrize("variant_engine", ["fewer slots than adapters", "chunked prefill"], indirect=True)
+WITHOUT_CACHE = pytest.mark.parametrize("variant_engine", [CACHE_OFF], indirect=True)
+IN_CRAMPED_ROOM = pytest.mark.parametrize("variant_engine", [CRAMPED], indirect=True)
 
 
-@pytest.mark.parametrize("variant_engine", ["prefix cache off"], indirect=True)
+@WITHOUT_CACHE
 async def test_without_a_cache_every_adapter_answers_as_peft_does(
     variant_engine: VllmEngine, fan_outs: list[Expected]
 ) -> None:
@@ -34,14 +35,14 @@ async def test_without_a_cache_every_adapter_answers_as_peft_does(
         await assert_parity(variant_engine, fan_out)
 
 
-@OTHERS
+@IN_CRAMPED_ROOM
 async def test_every_adapter_answers_as_peft_does_in_concurrent_fan_outs(
     variant_engine: VllmEngine, crowd: Expected
 ) -> None:
     await assert_parity(variant_engine, crowd)
 
 
-@OTHERS
+@IN_CRAMPED_ROOM
 async def test_and_in_one_fan_out_after_the_other_when_asked_again(
     variant_engine: VllmEngine, fan_outs: list[Expected]
 ) -> None:
@@ -49,7 +50,7 @@ async def test_and_in_one_fan_out_after_the_other_when_asked_again(
         await assert_parity(variant_engine, fan_out)
 
 
-@pytest.mark.parametrize("variant_engine", ["chunked prefill"], indirect=True)
+@IN_CRAMPED_ROOM
 async def test_what_matters_more_overtakes_what_waits_already(variant_engine: VllmEngine, prompting: Prompting) -> None:
     done: list[int] = []
 
@@ -65,7 +66,7 @@ async def test_what_matters_more_overtakes_what_waits_already(variant_engine: Vl
     assert done.index(0) < 2, "at most the one that was being computed is done before it"
 
 
-@pytest.mark.parametrize("variant_engine", ["chunked prefill"], indirect=True)
+@IN_CRAMPED_ROOM
 async def test_near_the_deadline_what_is_ready_is_answered_and_the_rest_is_given_up(
     variant_engine: VllmEngine, prompting: Prompting, classifiers: tuple[Classifier, ...], strangers: Strangers
 ) -> None:

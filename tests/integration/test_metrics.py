@@ -33,7 +33,7 @@ from tests.integration.harness import (
     classify_request,
     fan_out_request,
 )
-from tests.integration.scraping import Scrape, TellingMetrics, scrape
+from tests.integration.scraping import Scrape, TellingMetrics, counting, scrape
 from tests.support import classify_with
 
 SERVICE = "/fantail.v1.ClassificationService"
@@ -217,8 +217,8 @@ async def test_durations_are_counted_by_method_and_code(stub: ClassificationServ
     for _ in range(2):
         with pytest.raises(grpc.aio.AioRpcError):
             await classify_of("nobody")(stub)
-    seen, calls = look(), {"FanOut": ("OK", 1), "Classify": ("NOT_FOUND", 2)}
-    for method, (code, count) in calls.items():
+    seen = await counting(look, "fantail_call_seconds_count", 3)
+    for method, (code, count) in {"FanOut": ("OK", 1), "Classify": ("NOT_FOUND", 2)}.items():
         labels = {"method": f"{SERVICE}/{method}", "code": code}
         assert seen.sum("fantail_call_seconds_count", **labels) == count
         assert 0 < seen.sum("fantail_call_seconds_sum", **labels) < count * DEADLINE_S

@@ -143,31 +143,33 @@ class Deployer:
         folders = await asyncio.to_thread(folders_by_name, self._folders.classifiers)
         if not folders:
             lost = "there are no classifier folders at all; is a mount lost?"
-            return [self._told(self._refused(name, lost)) for name in served]
+            results = [self._refused(name, lost) for name in served]
+            for each in results:
+                self._tell(each.classifier, each)
+            return results
         for name in names:
             if name not in folders:
                 self._catalogue.current.get(name)
         for name in self._refusals - {*folders, *served}:
-            self._told(Reloaded(name, ReloadOutcome.REMOVED, "", ""))
+            self._tell(name, Reloaded(name, ReloadOutcome.REMOVED, "", ""))
         results = []
         # What goes, goes last: what comes may be all that is left.
         for name in sorted(set(names) or {*folders, *served}, key=lambda name: (name not in folders, name)):
             result = await self._reload_one(name, folders.get(name))
-            if result is None:
-                self._observer.reloaded(name, "unchanged")
-                self._refusals.discard(name)
-            else:
-                results.append(self._told(result))
+            self._tell(name, result)
+            if result is not None:
+                results.append(result)
         return results
 
-    def _told(self, result: Reloaded) -> Reloaded:
-        """Let the log and the observer know what became of a classifier."""
-        logger.info("reload: %s %s %s", result.classifier, result.outcome.value, "; ".join(result.problems))
-        self._observer.reloaded(result.classifier, result.outcome.value)
-        self._refusals.discard(result.classifier)
+    def _tell(self, name: str, result: Reloaded | None) -> None:
+        """Let the observer and the log know what became of a classifier; None: it stays as it was."""
+        self._observer.reloaded(name, result.outcome.value if result else "unchanged")
+        self._refusals.discard(name)
+        if result is None:
+            return
         if result.outcome is ReloadOutcome.REFUSED:
-            self._refusals.add(result.classifier)
-        return result
+            self._refusals.add(name)
+        logger.info("reload: %s %s %s", name, result.outcome.value, "; ".join(result.problems))
 
     def _refused(self, name: str, *problems: str) -> Reloaded:
         """What becomes of a classifier that stays as it is, against what the folder says."""

@@ -21,12 +21,14 @@ PREFIX = "FANTAIL_"
 
 
 def host_and_port(address: str) -> str:
+    """An address as it came. Raises ValueError for one without a port."""
     if not re.fullmatch(r".+:\d+", address):
         raise ValueError("must be HOST:PORT, for instance 127.0.0.1:50051")
     return address
 
 
 def http_url(url: str) -> str:
+    """A URL as it came. Raises ValueError for one of another scheme."""
     if not re.match(r"https?://", url):
         raise ValueError("must begin with http:// or https://")
     return url

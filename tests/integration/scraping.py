@@ -49,15 +49,6 @@ class Scrape:
         return {each: total for each, total in values.items() if total}
 
 
-async def counting(look: Callable[[], Scrape], name: str, count: float) -> Scrape:
-    """What is seen once so much is counted, or a moment later: a call is counted when its status is on its way."""
-    for _ in range(200):
-        if look().sum(name) == count:
-            break
-        await asyncio.sleep(0.01)
-    return look()
-
-
 def scrape(port: int, accept: str = OPEN_METRICS) -> Scrape:
     request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept})
     with urllib.request.urlopen(request, timeout=DEADLINE_S) as response:
@@ -73,6 +64,12 @@ class TellingMetrics(Metrics):
         self.calls = asyncio.Semaphore(0)
         self.shadows = asyncio.Semaphore(0)
         self.reports = asyncio.Semaphore(0)
+
+    async def called(self, times: int = 1) -> None:
+        """Wait until so many more calls have ended and are counted."""
+        async with asyncio.timeout(DEADLINE_S):
+            for _ in range(times):
+                await self.calls.acquire()
 
     def call_ended(self, method: str, code: str, reason: str, seconds: float) -> None:
         super().call_ended(method, code, reason, seconds)

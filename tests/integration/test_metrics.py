@@ -33,7 +33,7 @@ from tests.integration.harness import (
     classify_request,
     fan_out_request,
 )
-from tests.integration.scraping import Scrape, TellingMetrics, counting, scrape
+from tests.integration.scraping import Scrape, TellingMetrics, scrape
 from tests.support import classify_with
 
 SERVICE = "/fantail.v1.ClassificationService"
@@ -107,7 +107,7 @@ async def test_an_answered_call_is_counted_once_as_ok(
     stub: ClassificationServiceStub, metrics: TellingMetrics, look: Look, method: str, call: Call
 ) -> None:
     await call(stub)
-    await metrics.calls.acquire()
+    await metrics.called()
     assert look().series("fantail_calls_total") == [
         ({"method": f"{SERVICE}/{method}", "code": "OK", "reason": ""}, 1.0)
     ]
@@ -152,7 +152,7 @@ async def test_a_failed_call_is_counted_under_its_code_and_reason(
     async with grpc.aio.insecure_channel(await serve(**failing.listening)) as channel:
         with pytest.raises(grpc.aio.AioRpcError):
             await failing.call(ClassificationServiceStub(channel))
-    await metrics.calls.acquire()
+    await metrics.called()
     labels = {"method": f"{SERVICE}/{failing.method}", "code": failing.code, "reason": f"ERROR_REASON_{failing.reason}"}
     assert look().series("fantail_calls_total") == [(labels, 1.0)]
 
@@ -164,7 +164,7 @@ async def test_a_call_without_a_valid_key_is_counted(
     async with grpc.aio.insecure_channel(await serve(keys=keys)) as channel:
         with pytest.raises(grpc.aio.AioRpcError):
             await classify_of()(ClassificationServiceStub(channel))
-    await metrics.calls.acquire()
+    await metrics.called()
     assert look().sum("fantail_calls_total", code="UNAUTHENTICATED", reason="ERROR_REASON_KEY_INVALID") == 1
 
 
@@ -181,8 +181,7 @@ async def test_a_cancelled_call_is_counted_as_cancelled(
     call = asyncio.ensure_future(ANSWERED[method](stub))
     await engine.begun(requests)
     call.cancel()
-    async with asyncio.timeout(DEADLINE_S):
-        await metrics.calls.acquire()
+    await metrics.called()
     labels = {"method": f"{SERVICE}/{method}", "code": "CANCELLED", "reason": ""}
     assert look().series("fantail_calls_total") == [(labels, 1.0)]
 
@@ -195,8 +194,7 @@ async def test_a_stream_given_up_after_its_first_result_is_counted_as_cancelled(
     assert (await call.read()).classifier == "nobody"
     await engine.begun(1)
     call.cancel()
-    async with asyncio.timeout(DEADLINE_S):
-        await metrics.calls.acquire()
+    await metrics.called()
     assert look().by("code", "fantail_calls_total") == {"CANCELLED": 1}
 
 
@@ -212,12 +210,15 @@ async def test_methods_that_are_not_there_make_no_series(channel: grpc.aio.Chann
     assert look().series("fantail_calls_total") == []
 
 
-async def test_durations_are_counted_by_method_and_code(stub: ClassificationServiceStub, look: Look) -> None:
+async def test_durations_are_counted_by_method_and_code(
+    stub: ClassificationServiceStub, metrics: TellingMetrics, look: Look
+) -> None:
     await ANSWERED["FanOut"](stub)
     for _ in range(2):
         with pytest.raises(grpc.aio.AioRpcError):
             await classify_of("nobody")(stub)
-    seen = await counting(look, "fantail_call_seconds_count", 3)
+    await metrics.called(3)
+    seen = look()
     for method, (code, count) in {"FanOut": ("OK", 1), "Classify": ("NOT_FOUND", 2)}.items():
         labels = {"method": f"{SERVICE}/{method}", "code": code}
         assert seen.sum("fantail_call_seconds_count", **labels) == count
@@ -249,8 +250,7 @@ async def test_what_was_in_flight_returns_to_zero_after_calls_are_given_up(
     call = asyncio.create_task(client.fan_out(HELLO, timeout=DEADLINE_S))
     await engine.begun(len(NAMES))
     call.cancel()
-    async with asyncio.timeout(DEADLINE_S):
-        await metrics.calls.acquire()
+    await metrics.called()
     names = ("fantail_calls_in_flight", "fantail_calls_admitted", "fantail_tokens_in_flight")
     assert {name: look().sum(name) for name in names} == dict.fromkeys(names, 0)
 

@@ -22,10 +22,6 @@ def curve() -> Curve:
     return made
 
 
-def printed(draw_on: Console) -> str:
-    return draw_on.export_text()
-
-
 def test_a_line_goes_through_the_medians_not_through_what_was_slow_once(curve: Curve) -> None:
     assert curve.line("fan-out") == pytest.approx((0.1, 0.02))
 
@@ -34,7 +30,7 @@ def test_a_curve_is_shown_with_its_fit_and_notes(curve: Curve) -> None:
     console = Console(record=True, width=200)
     curve.notes.append("measured while it rained")
     show(curve, console)
-    text = printed(console)
+    text = console.export_text()
     assert "0.1000 + 0.020000" in text
     assert "0.420" in text
     assert "measured while it rained" in text
@@ -45,7 +41,7 @@ def test_a_curve_of_many_places_is_shown_with_some_and_the_last() -> None:
     for x in range(1, 65):
         many.add("one", x, float(x))
     show(many, console)
-    header = printed(console).splitlines()[2]
+    header = console.export_text().splitlines()[2]
     assert " 64 " in header
     assert len(header.split("┃")) < 20
 
@@ -66,7 +62,7 @@ def test_what_is_reached_is_what_was_counted_over_what_the_engine_took(monkeypat
     taken = limit.Taken([320] * 3, [0.2] * 3, [0.26, 0.25, 9.0], [0.25, 0.2, 8.0], [0.1] * 3, [600e9] * 3)
     console = Console(record=True, width=200)
     limit.show({320: taken}, 3, console)
-    cells = [line.split("│") for line in printed(console).splitlines()]
+    cells = [line.split("│") for line in console.export_text().splitlines()]
     rows = {each[1].strip(): each[2].strip() for each in cells if len(each) > 3}
     assert rows["GFLOP/s reached"] == "300.00"  # 75 GFLOP in a median of 0.25 s
     assert rows["reached, % of these"] == "50.00"

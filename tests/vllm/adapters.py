@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from service.base_model import BaseModel
-from service.domain import AdapterKind
+from service.domain import AdapterKind, Classifier
 from service.engine.base import EngineAdapter
 from service.registry.adapter import load_adapter
 
@@ -41,3 +42,9 @@ def random_adapter(
     adapter, problems = load_adapter(folder, kind, base, invocation_ids)
     assert adapter is not None, problems
     return EngineAdapter(f"random_{kind.value}@{adapter.digest[:16]}", adapter)
+
+
+def asked_like(adapter: EngineAdapter, shipped: Classifier) -> Classifier:
+    """A classifier of its own name that asks what a shipped one does, under this adapter."""
+    name, _, _ = adapter.name.partition("@")
+    return replace(shipped, name=name, adapter=adapter.adapter, calibration=None, probes=())

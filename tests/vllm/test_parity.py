@@ -17,22 +17,14 @@ from service.errors import DeadlineExceededError
 from service.registry.registry import Registry
 from service.start import Prompting
 from tests.support import classify_with
+from tests.vllm.adapters import asked_like
 from tests.vllm.comparing import cold, conversation_of
 from tests.vllm.conftest import CACHE_OFF, CRAMPED, Strangers
 from tests.vllm.parity import Expected, assert_parity
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
-WITHOUT_CACHE = pytest.mark.parametrize("variant_engine", [CACHE_OFF], indirect=True)
 IN_CRAMPED_ROOM = pytest.mark.parametrize("variant_engine", [CRAMPED], indirect=True)
-
-
-@WITHOUT_CACHE
-async def test_without_a_cache_every_adapter_answers_as_peft_does(
-    variant_engine: VllmEngine, fan_outs: list[Expected]
-) -> None:
-    for fan_out in fan_outs:
-        await assert_parity(variant_engine, fan_out)
 
 
 @IN_CRAMPED_ROOM
@@ -42,10 +34,9 @@ async def test_every_adapter_answers_as_peft_does_in_concurrent_fan_outs(
     await assert_parity(variant_engine, crowd)
 
 
-@IN_CRAMPED_ROOM
-async def test_and_in_one_fan_out_after_the_other_when_asked_again(
-    variant_engine: VllmEngine, fan_outs: list[Expected]
-) -> None:
+@pytest.mark.parametrize("variant_engine", [CRAMPED, CACHE_OFF], indirect=True)
+async def test_and_in_one_fan_out_after_the_other(variant_engine: VllmEngine, fan_outs: list[Expected]) -> None:
+    """In the cramped room everything is asked again, without a cache each reading is one of its own."""
     for fan_out in fan_outs:
         await assert_parity(variant_engine, fan_out)
 
@@ -71,13 +62,7 @@ async def test_near_the_deadline_what_is_ready_is_answered_and_the_rest_is_given
     variant_engine: VllmEngine, prompting: Prompting, classifiers: tuple[Classifier, ...], strangers: Strangers
 ) -> None:
     """A plain adapter reads the conversation again, and matters less: half of the time there is nothing of it."""
-    plain = replace(
-        classifiers[0],
-        name=strangers.plain.name.split("@")[0],
-        adapter=strangers.plain.adapter,
-        calibration=None,
-        priority=Priority.LOW,
-    )
+    plain = replace(asked_like(strangers.plain, classifiers[0]), priority=Priority.LOW)
     critical = [replace(each, priority=Priority.CRITICAL) for each in classifiers[:3]]
     classify = classify_with(
         Registry({each.name: each for each in (*critical, plain)}), prompting.builder, variant_engine

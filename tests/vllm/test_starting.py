@@ -20,6 +20,7 @@ from service.errors import EngineDeadError, PluginInactiveError
 from service.gate import Gate
 from service.start import GATE_TOLERANCE, Prompting
 from service.training.probes import make_probes
+from tests.vllm.adapters import asked_like
 from tests.vllm.conftest import Strangers
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -107,7 +108,7 @@ async def test_with_patches_off_the_gate_withholds_what_the_proof_would_have_ref
     install(BOTH_TAKEN_BACK)
     monkeypatch.setattr(VllmEngine, "prove_patches", believed)
     first, *activated = classifiers[:3]
-    plain = replace(first, name=strangers.plain.name.partition("@")[0], adapter=strangers.plain.adapter, probes=())
+    plain = asked_like(strangers.plain, first)
     talks = [probe.conversation for probe in activated[0].probes]
     (probes,) = make_probes(prompting.base, prompting.builder, {plain.name: talks}, [plain]).values()
     plain = replace(plain, probes=tuple(probes))

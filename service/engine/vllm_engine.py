@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import logging
 import multiprocessing
 import os
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -230,6 +232,15 @@ def sampling_params(request: ScoringRequest) -> Any:
     )
 
 
+@functools.cache
+def sockets_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where the sockets between vLLM's processes lie, which it never removes: for this user only, and gone at exit.
+
+    One for all engines of the process: vLLM remembers the first.
+    """
+    return tempfile.TemporaryDirectory(prefix="fantail-", ignore_cleanup_errors=True)
+
+
 @contextlib.asynccontextmanager
 async def start_vllm(config: VllmConfig) -> AsyncIterator[VllmEngine]:
     """Start vLLM, prove its patches, preload its adapters; close it at the end.
@@ -238,7 +249,7 @@ async def start_vllm(config: VllmConfig) -> AsyncIterator[VllmEngine]:
     """
     for reason in config.choice.reasons:
         logger.info("engine: %s", reason)
-    os.environ.update(process_environment(config.choice))
+    os.environ.update(process_environment(config.choice), VLLM_RPC_BASE_PATH=sockets_folder().name)
     from vllm.config import LoggingConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM

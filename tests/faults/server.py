@@ -36,7 +36,7 @@ class Server:
     """A running `fantail serve`.
 
     `folder`: its classifiers, which faults may change; `candidates`: where further revisions are loaded from; `log`:
-    what it has said; `metrics`: URL of what it counts.
+    what it has said; `temporary`: its temporary files; `metrics`: URL of what it counts.
     """
 
     process: subprocess.Popen[bytes]
@@ -46,6 +46,7 @@ class Server:
     folder: Path
     candidates: Path
     log: Path
+    temporary: Path
 
     def client(self) -> FantailClient:
         """A caller who hides nothing by trying again."""
@@ -113,17 +114,20 @@ class Server:
 
 @contextmanager
 def running_server(**settings: str) -> Iterator[Server]:
-    """Start a server; whatever is left of it is killed at the end."""
+    """Start a server, as in a new container without a C++ compiler; whatever is left of it is killed at the end."""
     with tempfile.TemporaryDirectory(prefix="fantail-faults-") as scratch:
         folder, candidates = Path(scratch) / "classifiers", Path(scratch) / "candidates"
-        keys, log = Path(scratch) / "keys.toml", Path(scratch) / "server.log"
+        keys, log, temporary = (Path(scratch) / name for name in ("keys.toml", "server.log", "temporary"))
         candidates.mkdir()
+        temporary.mkdir()
         shutil.copytree(ROOT / "classifiers", folder, ignore=shutil.ignore_patterns("data", ".*"))
         key, digest = new_key()
         keys.write_text(f'[[key]]\nname = "faults"\nsha256 = "{digest}"\nscopes = ["classify", "admin"]\n')
         address, metrics = (f"127.0.0.1:{_free_port()}" for _ in range(2))
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FANTAIL_")}
         environment |= {
+            "TMPDIR": str(temporary),  # without anything that was compiled before
+            "CXX": "/no/compiler",
             "FANTAIL_ADDRESS": address,
             "FANTAIL_CLASSIFIERS": str(folder),
             "FANTAIL_CANDIDATES": str(candidates),
@@ -139,7 +143,7 @@ def running_server(**settings: str) -> Iterator[Server]:
                 [sys.executable, "-m", "service", "serve"], cwd=ROOT, env=environment, stdout=output, stderr=output
             )
             try:
-                yield Server(process, address, f"http://{metrics}/metrics", key, folder, candidates, log)
+                yield Server(process, address, f"http://{metrics}/metrics", key, folder, candidates, log, temporary)
             finally:
                 _kill_all(process)
 

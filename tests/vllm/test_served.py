@@ -267,14 +267,14 @@ async def test_a_killed_engine_is_said_to_be_unavailable_and_comes_back_with_the
     assert after.classification.confidence == pytest.approx(before.classification.confidence, abs=1e-3)
 
 
-def test_a_stopped_server_ends_with_0_and_leaves_no_process(served: Served, client: FantailClient) -> None:
+def test_a_stopped_server_ends_with_0_and_leaves_no_process_or_socket(served: Served, client: FantailClient) -> None:
     engines = served.server.engine_processes()
-    assert engines
     code, seconds = served.server.terminate()
-    assert code == 0
-    assert seconds < GRACE_SECONDS
+    assert engines
+    assert (code, seconds < GRACE_SECONDS) == (0, True)
     for process in engines:
         process.wait(30)
+    assert not any(each.is_socket() for each in served.server.temporary.rglob("*"))
 
 
 def test_its_log_is_json_of_us_and_vllm_and_nothing_that_was_said_is_in_it_or_in_its_spans(served: Served) -> None:

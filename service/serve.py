@@ -107,8 +107,7 @@ def listening_of(settings: Settings) -> Listening:
 
 def tokens_in_flight(settings: Settings, choice: Choice) -> int:
     """From how many tokens on calls are turned away."""
-    on_cpu = choice.cores is not None
-    return settings.max_tokens_in_flight or (CPU_TOKENS_IN_FLIGHT if on_cpu else GPU_TOKENS_IN_FLIGHT)
+    return settings.max_tokens_in_flight or (CPU_TOKENS_IN_FLIGHT if choice.on_cpu else GPU_TOKENS_IN_FLIGHT)
 
 
 @contextlib.asynccontextmanager

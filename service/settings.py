@@ -83,7 +83,9 @@ class Settings(BaseSettings):
         "is faster and less exact.",
     )
     cores: Count | None = setting(
-        None, "CPU cores that compute. Default all; fewer leave room for neighbours and make every answer slower."
+        None,
+        "CPU cores that compute. Default all that the process may use, or a container's quota grants; fewer leave room "
+        "for neighbours and make every answer slower.",
     )
     kv_gib: Positive | None = setting(
         None,

@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from service.engine import control_group
 from service.errors import ConfigurationError
 
 GIB = 1 << 30
 CPU_KV_SHARE = 0.25
 MAX_CPU_KV_GIB = 4.0
 
-CONTROL_GROUP = Path("/sys/fs/cgroup")
-UNLIMITED = 1 << 62
-
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What a choice depends on. `cores`: usable by this process; `free_bytes`: of main memory."""
+    """What a choice depends on.
+
+    `cores`: usable by this process; `free_bytes`: of main memory; `granted_cores`: of how many cores' time its control
+    groups grant it at most.
+    """
 
     gpu: bool
     cores: tuple[int, ...]
     free_bytes: int
+    granted_cores: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Settings of the engine that follow from the machine. `kv_bytes` and `cores`: None on a GPU, where vLLM decides.
+    """Settings of the engine that follow from the machine.
 
-    `block_tokens`: size of a KV block; `reasons`: one line each, for the log.
+    `block_tokens`: size of a KV block; `kv_bytes`, `threads`: None on a GPU, where vLLM decides; `cores`: one for each
+    thread, or none where the system chooses; `reasons`: one line each, for the log.
     """
 
     dtype: str
     block_tokens: int
     kv_bytes: int | None
-    cores: tuple[int, ...] | None
+    threads: int | None
+    cores: tuple[int, ...]
     reasons: tuple[str, ...]
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.threads is not None
 
 
 def detect_hardware() -> Hardware:
@@ -48,26 +57,9 @@ def detect_hardware() -> Hardware:
 
     with open("/proc/meminfo", encoding="ascii") as file:
         facts = dict(line.split(":", 1) for line in file)
-    free = min(int(facts["MemAvailable"].split()[0]) * 1024, free_in_group(CONTROL_GROUP))
-    return Hardware(torch.cuda.is_available(), tuple(sorted(os.sched_getaffinity(0))), free)
-
-
-def free_in_group(group: Path) -> int:
-    """Bytes left below the memory limit of a control group (version 2, else 1); without a limit more than there is.
-
-    /proc/meminfo is the host's, also in a container. Files that are only cached are free.
-    """
-    for folder, limit, used, cached in (
-        (group, "memory.max", "memory.current", "inactive_file"),
-        (group / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            most, now = ((folder / name).read_text(encoding="ascii").strip() for name in (limit, used))
-            facts = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
-        except (OSError, ValueError):
-            continue
-        return UNLIMITED if most == "max" else max(0, int(most) - int(now) + int(facts.get(cached, 0)))
-    return UNLIMITED
+    free = min(int(facts["MemAvailable"].split()[0]) * 1024, control_group.free_bytes())
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    return Hardware(torch.cuda.is_available(), cores, int(free), control_group.granted_cores())
 
 
 def cpu_kv_gib(free_bytes: float) -> float:
@@ -93,6 +85,7 @@ def choose(hardware: Hardware, dtype: Dtype, cores: int | None, kv_gib: float | 
             16,
             None,
             None,
+            (),
             (
                 f"dtype {chosen}: {why}",
                 "KV blocks of 16 tokens: vLLM's GPU kernels",
@@ -102,20 +95,33 @@ def choose(hardware: Hardware, dtype: Dtype, cores: int | None, kv_gib: float | 
     chosen, why = (
         (dtype, "as set") if dtype != "auto" else ("float32", "answers equal PEFT's float32 reference to 1e-3 on a CPU")
     )
-    count = min(cores or len(hardware.cores), len(hardware.cores))
-    used = hardware.cores[:count]
-    cores_why = "as set" if cores == count else "all that this process may use"
+    threads, bound, threads_why = choose_threads(hardware, cores)
     kv_why = "as set" if kv_gib is not None else f"a quarter of free memory, at most {MAX_CPU_KV_GIB:g} GiB"
     kv = kv_gib if kv_gib is not None else cpu_kv_gib(hardware.free_bytes)
     return Choice(
         chosen,
         32,
         int(kv * GIB),
-        used,
+        threads,
+        bound,
         (
             f"dtype {chosen}: {why}",
             "KV blocks of 32 tokens: the CPU attention kernel's unit",
             f"KV memory {kv:.1f} GiB: {kv_why}",
-            f"cores {','.join(map(str, used))}: {cores_why}",
+            threads_why,
         ),
     )
+
+
+def choose_threads(hardware: Hardware, asked: int | None) -> tuple[int, tuple[int, ...], str]:
+    """How many threads compute, the core of each (none: whichever is free), and why.
+
+    Where a quota grants less than the cores that are seen, others compute on them too, and whoever is started the same
+    way would be bound to the same ones.
+    """
+    seen, granted = len(hardware.cores), hardware.granted_cores
+    threads = min(asked or (max(1, int(granted)) if granted < seen else seen), seen)
+    bound = hardware.cores[:threads] if granted >= seen else ()
+    where = f"cores {','.join(map(str, bound))}" if bound else f"cores any of {seen}, {threads} threads"
+    why = "all that this process may use" if bound else f"a control group grants the time of {granted:g}"
+    return threads, bound, f"{where}: {'as set' if threads == asked else why}"

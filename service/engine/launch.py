@@ -68,10 +68,10 @@ def process_environment(choice: Choice) -> dict[str, str]:
         # vLLM would fork where nothing has used the GPU yet: beside gRPC's threads, and with its open connections.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
-    if choice.cores is not None:
+    if choice.on_cpu:
         cores = ",".join(map(str, choice.cores))
         variables |= {
-            "VLLM_CPU_OMP_THREADS_BIND": cores,
+            "VLLM_CPU_OMP_THREADS_BIND": cores or "nobind",
             # The engine core computes itself, without a worker process that it would wait for by spinning on a core
             # that computes. vLLM allows that on a CPU only when told to use no process of its own for the engine core
             # (which AsyncLLM does all the same), and then leaves OpenMP's threads to whoever starts it.
@@ -79,8 +79,8 @@ def process_environment(choice: Choice) -> dict[str, str]:
             # Of what vLLM would compile only the rank of a token that nobody asks for is ever reached: seconds at the
             # first start in a container, and none at all where there is no C++ compiler.
             "TORCH_COMPILE_DISABLE": "1",
-            "OMP_NUM_THREADS": str(len(choice.cores)),
-            "KMP_AFFINITY": f"granularity=fine,explicit,proclist=[{cores}]",
+            "OMP_NUM_THREADS": str(choice.threads),
+            "KMP_AFFINITY": f"granularity=fine,explicit,proclist=[{cores}]" if cores else "none",
             "KMP_BLOCKTIME": "5",
             "KMP_TPAUSE": "0",
         }
@@ -116,8 +116,8 @@ def engine_args(config: VllmConfig) -> dict[str, Any]:
         "max_num_batched_tokens": config.step_tokens,
         "gpu_memory_utilization": config.gpu_memory_share,
         "kv_cache_memory_bytes": config.choice.kv_bytes,
-        "enforce_eager": config.choice.cores is not None,
-        "distributed_executor_backend": None if config.choice.cores is None else "uni",
+        "enforce_eager": config.choice.on_cpu,
+        "distributed_executor_backend": "uni" if config.choice.on_cpu else None,
         "disable_log_stats": config.otlp_endpoint is None,  # vLLM's spans are made of its statistics
         "scheduling_policy": "priority",
         "otlp_traces_endpoint": config.otlp_endpoint,
@@ -134,6 +134,6 @@ def engine_args(config: VllmConfig) -> dict[str, Any]:
             "max_lora_rank": slot_rank(config.rank),
             "lora_target_modules": sorted(config.target_modules),
             # On a CPU the plugin multiplies by adapters in float32, whatever the base is computed in.
-            "lora_dtype": None if config.choice.cores is None else torch.float32,
+            "lora_dtype": torch.float32 if config.choice.on_cpu else None,
         }
     return {name: value for name, value in arguments.items() if value is not None}

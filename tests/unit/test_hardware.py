@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
-from pathlib import Path
 
 import pytest
 
-from service.engine.hardware import GIB, UNLIMITED, Choice, Dtype, Hardware, choose, detect_hardware, free_in_group
+from service.engine.hardware import GIB, Choice, Dtype, Hardware, choose, detect_hardware
 from service.errors import ConfigurationError
 
 CORES = (0, 1, 4, 5)
 
 
-def cpu(free_gib: float = 8.0) -> Hardware:
-    return Hardware(gpu=False, cores=CORES, free_bytes=int(free_gib * GIB))
+def cpu(free_gib: float = 8.0, granted_cores: float = math.inf) -> Hardware:
+    return Hardware(gpu=False, cores=CORES, free_bytes=int(free_gib * GIB), granted_cores=granted_cores)
 
 
 def gpu() -> Hardware:
@@ -78,7 +78,7 @@ def test_kv_memory_follows_free_memory_unless_set(free_gib: float, asked: float 
 )
 def test_the_first_cores_are_used(asked: int | None, used: tuple[int, ...]) -> None:
     choice = choose(cpu(), "auto", asked, None)
-    assert choice.cores == used
+    assert (choice.threads, choice.cores) == (len(used), used)
     assert reason(choice, "cores").startswith(f"cores {','.join(map(str, used))}: ")
 
 
@@ -90,9 +90,26 @@ def test_cores_are_called_as_set_only_when_they_are(asked: int | None, is_as_set
     assert ("as set" in reason(choose(cpu(), "auto", asked, None), "cores")) == is_as_set
 
 
+@pytest.mark.parametrize(
+    ("granted", "asked", "threads", "bound", "said"),
+    [
+        pytest.param(0.5, None, 1, (), "cores any of 4, 1 threads: a control group grants the time of 0.5", id="half"),
+        pytest.param(2.5, None, 2, (), "cores any of 4, 2 threads: a control group grants the time of 2.5", id="2.5"),
+        pytest.param(2.5, 3, 3, (), "cores any of 4, 3 threads: as set", id="more are set"),
+        pytest.param(4.0, None, 4, CORES, "cores 0,1,4,5: all that this process may use", id="as many as are seen"),
+        pytest.param(9.0, None, 4, CORES, "cores 0,1,4,5: all that this process may use", id="more than are seen"),
+    ],
+)
+def test_threads_that_share_their_cores_with_others_are_no_more_than_granted_and_bound_to_none(
+    granted: float, asked: int | None, threads: int, bound: tuple[int, ...], said: str
+) -> None:
+    choice = choose(cpu(granted_cores=granted), "auto", asked, None)
+    assert (choice.threads, choice.cores, reason(choice, "cores")) == (threads, bound, said)
+
+
 def test_on_a_gpu_memory_and_cores_are_left_to_vllm() -> None:
     choice = choose(gpu(), "auto", None, None)
-    assert (choice.kv_bytes, choice.cores) == (None, None)
+    assert (choice.kv_bytes, choice.threads, choice.on_cpu) == (None, None, False)
 
 
 def test_this_machine_is_detected() -> None:
@@ -106,27 +123,3 @@ def test_this_machine_is_detected() -> None:
 def test_a_cpus_setting_is_refused_on_a_gpu_rather_than_ignored(cores: int | None, kv_gib: float | None) -> None:
     with pytest.raises(ConfigurationError, match="FANTAIL_GPU_MEMORY_SHARE"):
         choose(gpu(), "auto", cores, kv_gib)
-
-
-GROUPS: dict[str, tuple[dict[str, str], int]] = {
-    "no control group": ({}, UNLIMITED),
-    "version 2 without a limit": ({"memory.max": "max", "memory.current": "5", "memory.stat": "anon 1"}, UNLIMITED),
-    "version 2": ({"memory.max": "100", "memory.current": "70", "memory.stat": "anon 50\ninactive_file 20"}, 50),
-    "version 1": (
-        {
-            "memory/memory.limit_in_bytes": "100",
-            "memory/memory.usage_in_bytes": "70",
-            "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 10",
-        },
-        40,
-    ),
-    "more used than allowed": ({"memory.max": "100", "memory.current": "170", "memory.stat": "anon 1"}, 0),
-}
-
-
-@pytest.mark.parametrize(("files", "free"), GROUPS.values(), ids=GROUPS)
-def test_a_containers_limit_is_what_it_may_have(tmp_path: Path, files: dict[str, str], free: int) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text + "\n")
-    assert free_in_group(tmp_path) == free

@@ -4,6 +4,9 @@ BIN := .venv/bin
 LOCK := requirements/cpu.lock
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps
 
+# Two workers more than there are cores: tests that need no engine wait for sockets and clocks most of the time.
+WORKERS := $(shell expr $$(nproc) + 2)
+
 # The CPU build of torch is not on PyPI itself: taken from the configured sources, else from PyTorch's own index.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -16,7 +19,7 @@ serve: .venv/installed  ## serve on 127.0.0.1:50051 until stopped
 	$(BIN)/fantail serve
 
 test: .venv/installed  ## the whole test suite, real engine included
-	$(BIN)/python -m pytest -m "not engine" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "not engine" -n $(WORKERS) --dist loadfile
 	$(BIN)/python -m pytest -m engine
 
 test-faults: .venv/installed  ## a real server under load, one fault after another; prints what became of every call
@@ -26,7 +29,7 @@ fuzz: .venv/installed  ## 100,000 hostile inputs on the wire; prints what became
 	GRPC_VERBOSITY=NONE $(BIN)/python -m tools.fuzz
 
 test-fast: .venv/installed  ## everything that needs no engine
-	$(BIN)/python -m pytest -m "not engine" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "not engine" -n $(WORKERS) --dist loadfile
 
 check: .venv/installed  ## lint, format, types, proto lint, generated code fresh
 	$(BIN)/ruff check .

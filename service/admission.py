@@ -161,7 +161,7 @@ class Admission:
                     self._released.clear()
                     await self._released.wait()
         except TimeoutError:
-            raise DeadlineExceededError("There was no room before the deadline.") from None
+            raise DeadlineExceededError(f"There was no room before {deadline.name}.") from None
         with self._in_flight(total):
             yield
 
@@ -174,7 +174,7 @@ class Admission:
         if needed > deadline.remaining():
             # A rate that was measured too low must not refuse everything for ever.
             self.rate = self.rate and self.rate / FADING
-            message = "The deadline is nearer than the work can take; allow more time or send less."
+            message = f"The work takes longer than until {deadline.name}; allow more time or send less."
             raise DeadlineTooNearError(message, {"needed_ms": str(math.ceil(1000 * needed))})
 
     def _in_the_way(self, shared: int, jobs: Sequence[Job]) -> float:

@@ -124,7 +124,7 @@ class Classify:
         raise_all(name_problems(names))
         call = replace(call, deadline=call.deadline.earlier(ANSWER_SECONDS))
         if not call.deadline.remaining():
-            raise DeadlineExceededError("The deadline came before the work could begin.")
+            raise DeadlineExceededError(f"The work could not begin before {call.deadline.name}.")
         self.observer.asked(conversation, call)
         prefix = await self.prefix(conversation)
         clock.prompted()
@@ -231,7 +231,7 @@ class Classify:
                     yield tasks[task], task.result()
             for task in sorted(pending, key=tasks.__getitem__):
                 self.observer.late(asked[tasks[task]])
-                yield tasks[task], DeadlineExceededError("The answer was not ready at the deadline.")
+                yield tasks[task], DeadlineExceededError(f"The answer was not ready at {call.deadline.name}.")
         finally:
             for task in pending:
                 task.cancel()

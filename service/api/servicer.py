@@ -184,11 +184,14 @@ class ClassificationServicer(ClassificationServiceServicer):
 
     def _call_of(self, request: pb.FollowRequest) -> Call:
         """The terms of one message: those of the whole call, with the message's own time."""
-        seconds = self._limits.follow_seconds
+        call, longest = current_call(), self._limits.follow_seconds
+        deadline = call.deadline.no_later_than(
+            Deadline.after(longest).named(f"the server's limit of {longest:g} s for a message")
+        )
         if request.HasField("timeout"):
-            seconds = min(seconds, max(0.0, request.timeout.ToNanoseconds() / 1e9))
-        call = current_call()
-        return replace(call, deadline=call.deadline.no_later_than(Deadline.after(seconds)))
+            own = Deadline.after(max(0.0, request.timeout.ToNanoseconds() / 1e9))
+            deadline = own.named("the message's timeout").no_later_than(deadline)
+        return replace(call, deadline=deadline)
 
     async def _followed(
         self, live: LiveConversation, request: pb.FollowRequest, call: Call

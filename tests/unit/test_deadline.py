@@ -53,6 +53,12 @@ def test_a_deadline_earlier_than_never_is_never() -> None:
     assert Deadline().earlier(4.0) == Deadline()
 
 
+def test_the_name_is_that_of_whichever_comes_first(clock: HandTurned) -> None:
+    own, limit = Deadline.after(SECONDS), Deadline.after(SECONDS - 1).named("the server's limit")
+    assert own.no_later_than(limit).earlier(1.0).name == "the server's limit"
+    assert own.no_later_than(Deadline.after(SECONDS + 1).named("the server's limit")).name == "the deadline"
+
+
 SOON, LATER, NEVER = Deadline(1.0), Deadline(2.0), Deadline()
 
 

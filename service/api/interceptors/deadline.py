@@ -29,7 +29,8 @@ class DeadlineInterceptor(AroundInterceptor):
         deadline = Deadline.after(context.time_remaining())
         # The messages of a long-lived call are given their deadlines by the servicer.
         if not method.endswith(LONG_LIVED):
-            deadline = deadline.no_later_than(Deadline.after(self._longest))
+            limit = Deadline.after(self._longest)
+            deadline = deadline.no_later_than(limit.named(f"the server's limit of {self._longest:g} s for a call"))
         with changed_call(deadline=deadline):
             if method.endswith(LONG_LIVED):
                 yield
@@ -39,4 +40,4 @@ class DeadlineInterceptor(AroundInterceptor):
                 async with asyncio.timeout(deadline.remaining() + SLACK_SECONDS):
                     yield
             except TimeoutError:
-                raise DeadlineExceededError("The answer was not taken before the deadline.") from None
+                raise DeadlineExceededError(f"The answer was not taken before {deadline.name}.") from None

@@ -76,9 +76,6 @@ def process_environment(choice: Choice) -> dict[str, str]:
             # that computes. vLLM allows that on a CPU only when told to use no process of its own for the engine core
             # (which AsyncLLM does all the same), and then leaves OpenMP's threads to whoever starts it.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            # Of what vLLM would compile only the rank of a token that nobody asks for is ever reached: seconds at the
-            # first start in a container, and none at all where there is no C++ compiler.
-            "TORCH_COMPILE_DISABLE": "1",
             "OMP_NUM_THREADS": str(choice.threads),
             "KMP_AFFINITY": f"granularity=fine,explicit,proclist=[{cores}]" if cores else "none",
             "KMP_BLOCKTIME": "5",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import vllm
 
-from service.vllm_plugin import block_hashes, cpu_lora, handover, peft_config, report, token_mapping
+from service.vllm_plugin import block_hashes, cpu_lora, handover, peft_config, report, token_mapping, token_ranks
 
 SUPPORTED_VERSION = "0.32.0"
 """The only version the patched symbols were read in; another is refused rather than hoped for."""
@@ -81,6 +81,16 @@ LEDGER: tuple[Patch, ...] = (
         remove_when="AsyncLLM hands over many requests at once",
         apply=handover.apply,
         inactive_because=handover.inactive_because,
+    ),
+    Patch(
+        name="token_ranks",
+        symbol="vllm.v1.sample.sampler.batched_count_greater_than",
+        why="the sampled token's rank takes a pass over all logits and a C++ compiler, and nobody reads it",
+        how="answers zeros",
+        upstream="none; Sampler.gather_specific_token_logprobs of 0.32.0",
+        remove_when="logprob_token_ids comes without ranks",
+        apply=token_ranks.apply,
+        inactive_because=token_ranks.inactive_because,
     ),
     Patch(
         name="report",

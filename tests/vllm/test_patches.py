@@ -13,6 +13,7 @@ from vllm.lora.peft_helper import PEFTHelper
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.engine.core import EngineCoreProc
+from vllm.v1.sample import sampler
 from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
 from service.vllm_plugin import block_hashes, ledger, peft_config, report, token_mapping
@@ -62,6 +63,7 @@ UNDONE: dict[str, tuple[object, str, object]] = {
     "token_mapping": (LoRAModelRunnerMixin, "set_active_loras", token_mapping._stock),
     "cpu_lora": (CpuPlatform, "get_punica_wrapper", classmethod(lambda cls: "vllm.PunicaWrapperCPU")),
     "handover": (EngineCoreProc, ADD_REQUESTS, None),
+    "token_ranks": (sampler, "batched_count_greater_than", lambda x, values: (x >= values).sum(-1)),
     "report": (LRUCacheLoRAModelManager, "activate_adapter", report._stock_activate),
 }
 

@@ -71,7 +71,8 @@ class Settings(BaseSettings):
     gate_tolerance: float | None = setting(
         None,
         "Largest difference of a log probability from PEFT's with which a classifier is served. Default 0.02 in "
-        "float32, 0.5 in bfloat16. More lets small faults through; less withholds classifiers for mere rounding.",
+        "float32, 0.1 in float16, 0.5 in bfloat16. More lets small faults through; less withholds classifiers for mere "
+        "rounding.",
         gt=0,
         allow_inf_nan=False,
     )
@@ -79,8 +80,8 @@ class Settings(BaseSettings):
     # The engine.
     dtype: Dtype = setting(
         "auto",
-        "Arithmetic of the model. auto: float32 on a CPU, equal to PEFT's reference to 1e-3; bfloat16 on a GPU. Less "
-        "is faster and less exact.",
+        "Arithmetic of the model. auto: float32 on a CPU, equal to PEFT's reference to 1e-3; bfloat16 on a GPU, "
+        "float16 where it has none. Less is faster and less exact.",
     )
     cores: Count | None = setting(
         None,

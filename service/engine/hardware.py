@@ -13,6 +13,8 @@ from service.errors import ConfigurationError
 GIB = 1 << 30
 CPU_KV_SHARE = 0.25
 MAX_CPU_KV_GIB = 4.0
+BFLOAT16_CAPABILITY = (8, 0)
+"""The compute capability of an NVIDIA GPU from which on vLLM computes in bfloat16 on it."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -22,13 +24,14 @@ class Hardware:
     """What a choice depends on.
 
     `cores`: usable by this process; `free_bytes`: of main memory; `granted_cores`: of how many cores' time its control
-    groups grant it at most.
+    groups grant it at most; `capability`: of the GPU, major and minor; (0, 0) without one.
     """
 
     gpu: bool
     cores: tuple[int, ...]
     free_bytes: int
     granted_cores: float = math.inf
+    capability: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,9 @@ def detect_hardware() -> Hardware:
         facts = dict(line.split(":", 1) for line in file)
     free = min(int(facts["MemAvailable"].split()[0]) * 1024, control_group.free_bytes())
     cores = tuple(sorted(os.sched_getaffinity(0)))
-    return Hardware(torch.cuda.is_available(), cores, int(free), control_group.granted_cores())
+    gpu = torch.cuda.is_available()
+    capability = torch.cuda.get_device_capability() if gpu else (0, 0)
+    return Hardware(gpu, cores, int(free), control_group.granted_cores(), capability)
 
 
 def cpu_kv_gib(free_bytes: float) -> float:
@@ -77,9 +82,7 @@ def choose(hardware: Hardware, dtype: Dtype, cores: int | None, kv_gib: float | 
             raise ConfigurationError(
                 "FANTAIL_CORES and FANTAIL_KV_GIB are for a CPU, but there is a GPU; set FANTAIL_GPU_MEMORY_SHARE"
             )
-        chosen, why = (
-            (dtype, "as set") if dtype != "auto" else ("bfloat16", "a GPU's matrix units compute it at full rate")
-        )
+        chosen, why = (dtype, "as set") if dtype != "auto" else choose_gpu_dtype(hardware)
         return Choice(
             chosen,
             16,
@@ -111,6 +114,13 @@ def choose(hardware: Hardware, dtype: Dtype, cores: int | None, kv_gib: float | 
             threads_why,
         ),
     )
+
+
+def choose_gpu_dtype(hardware: Hardware) -> tuple[str, str]:
+    """What a GPU's matrix units compute at full rate, and why."""
+    if hardware.capability >= BFLOAT16_CAPABILITY:
+        return "bfloat16", "a GPU's matrix units compute it at full rate"
+    return "float16", "GPUs of this age, compute capability {}.{}, have no bfloat16".format(*hardware.capability)
 
 
 def choose_threads(hardware: Hardware, asked: int | None) -> tuple[int, tuple[int, ...], str]:

@@ -36,7 +36,7 @@ BFLOAT16_TOLERANCE = 5e-2
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gpu_engine(engine_config: VllmConfig) -> AsyncIterator[VllmEngine]:
     choice = choose(detect_hardware(), "auto", None, None)
-    assert (choice.dtype, choice.block_tokens, choice.on_cpu) == ("bfloat16", 16, False)
+    assert (choice.dtype in ("bfloat16", "float16"), choice.block_tokens, choice.on_cpu) == (True, 16, False)
     async with start_vllm(replace(engine_config, choice=choice, gpu_memory_share=0.5)) as engine:
         yield engine
 

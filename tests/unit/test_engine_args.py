@@ -14,7 +14,7 @@ from service.engine.launch import VllmConfig, engine_args, process_environment
 from service.engine.vllm_engine import adapter_id
 
 CPU = choose(Hardware(gpu=False, cores=(0, 1), free_bytes=8 * GIB), "auto", None, None)
-GPU = choose(Hardware(gpu=True, cores=(0, 1), free_bytes=8 * GIB), "auto", None, None)
+GPU = choose(Hardware(gpu=True, cores=(0, 1), free_bytes=8 * GIB, capability=(9, 0)), "auto", None, None)
 
 
 def adapter(name: str, rank: int, *modules: str) -> EngineAdapter:

@@ -17,8 +17,8 @@ def cpu(free_gib: float = 8.0, granted_cores: float = math.inf) -> Hardware:
     return Hardware(gpu=False, cores=CORES, free_bytes=int(free_gib * GIB), granted_cores=granted_cores)
 
 
-def gpu() -> Hardware:
-    return Hardware(gpu=True, cores=CORES, free_bytes=8 * GIB)
+def gpu(capability: tuple[int, int] = (9, 0)) -> Hardware:
+    return Hardware(gpu=True, cores=CORES, free_bytes=8 * GIB, capability=capability)
 
 
 def reason(choice: Choice, about: str) -> str:
@@ -32,6 +32,8 @@ def reason(choice: Choice, about: str) -> str:
         pytest.param(cpu(), "auto", "float32", id="CPU"),
         pytest.param(cpu(), "bfloat16", "bfloat16", id="CPU as set"),
         pytest.param(gpu(), "auto", "bfloat16", id="GPU"),
+        pytest.param(gpu((8, 0)), "auto", "bfloat16", id="the oldest GPU with bfloat16"),
+        pytest.param(gpu((7, 5)), "auto", "float16", id="the youngest GPU without"),
         pytest.param(gpu(), "float16", "float16", id="GPU as set"),
         pytest.param(gpu(), "float32", "float32", id="GPU set to a CPU's"),
     ],

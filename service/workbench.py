@@ -224,11 +224,18 @@ def _say_unanswered(
 
 
 async def compare_revisions(
-    settings: Settings, old: Path, new: Path, files: Sequence[Path], split: str, console: Console
+    settings: Settings,
+    old: Path,
+    new: Path,
+    files: Sequence[Path],
+    split: str,
+    console: Console,
+    names: Sequence[str] = (),
 ) -> list[Comparison]:
-    """Both revisions' answers to the same records, side by side; a folder is asked, a file is read.
+    """Both revisions' answers to the same records, of the named classifiers or all. A folder is asked, a file is read.
 
-    Raises ConfigurationError when a folder withholds a classifier: that is worse than any regression.
+    Raises ConfigurationError when a folder withholds a classifier, which is worse than any regression, or has one that
+    no record asks.
     """
 
     async def answers(folder: Path) -> dict[str, Predictions]:
@@ -238,10 +245,24 @@ async def compare_revisions(
             if withheld := classify.catalogue.current.withheld:
                 reasons = "\n".join(f"{name}: {why}" for name, why in withheld.items())
                 raise ConfigurationError(f"{folder} withholds classifiers:\n{reasons}")
-            return await _predict(classify, records, console, f"asking {folder}")
+            answered = await _predict(classify, records, console, f"asking {folder}")
+            served = classify.catalogue.current.classifiers.keys()
+            require_answers(folder, set(names) or served, answered)
+            return answered
 
-    found = [read_predictions(path)[OURS] if path.is_file() else await answers(path) for path in (old, new)]
-    return compare(*found)
+    def require_answers(of: Path, wanted: Collection[str], answered: Mapping[str, Predictions]) -> None:
+        if unasked := sorted(wanted - answered.keys()):
+            raise ConfigurationError(
+                f"{of}: no {split} record asked {', '.join(unasked)}; give more --data, or choose by --classifier"
+            )
+
+    def read(path: Path) -> dict[str, Predictions]:
+        found = read_predictions(path)[OURS]
+        require_answers(path, set(names), found)
+        return found
+
+    found = [read(path) if path.is_file() else await answers(path) for path in (old, new)]
+    return compare(*({name: of for name, of in each.items() if name in (names or each)} for each in found))
 
 
 def in_split(records: Sequence[Record], split: str) -> list[Record]:

@@ -103,9 +103,17 @@ def train(
     config = TrainingConfig(
         rank=rank, alpha=2.0 * rank, epochs=epochs, learning_rate=learning_rate, seed=seed, base_dtype=base_dtype
     )
-    for group in together(tasks):
-        Training(prompting.base, prompting.tokenizer, prompting.builder, group, files, config, console).run()
-    refresh_probes(prompting, [task.folder for task in tasks], files)
+    groups = [
+        Training(prompting.base, prompting.tokenizer, prompting.builder, group, files, config, console)
+        for group in together(tasks)
+    ]
+    for group in groups:  # what will not do is refused before the first hour is spent
+        group.records()
+    for group in groups:
+        group.run()
+        refresh_probes(prompting, [task.folder for task in group.tasks], files)
+    for group in groups:
+        group.forget()
     console.print("next: `fantail calibrate`, then `fantail evaluate`")
 
 
@@ -154,7 +162,10 @@ def evaluate(
     ] = None,
     classifier: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable.")] = None,
     split: Annotated[
-        str | None, typer.Option(help="train, dev, calibration, test or all; default all of DATA.")
+        str | None,
+        typer.Option(
+            help="train, dev, calibration, test or all; default all of DATA, of which nothing was trained on."
+        ),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for predictions.json, evaluation.json and report.html.")] = Path(
         "evaluation"
@@ -166,11 +177,17 @@ def evaluate(
     cards: Annotated[bool, typer.Option(help="Write CARD.md into the classifiers' folders.")] = False,
 ) -> None:
     """Ask the classifiers about labelled conversations through the serving path; write measures and a report."""
-    from service.workbench import EvaluationPlan, evaluate
+    from service.registry.folders import trained_on
+    from service.workbench import EvaluationPlan, classifier_folders, evaluate
 
     settings = configured()
+    files = _files(settings.classifiers, data)
+    asked = classifier_folders(settings.classifiers, classifier or [])
+    if data and split is None and (learnt := trained_on(asked, files)):
+        console.print(f"only the test split is asked, as adapters were trained on {', '.join(learnt)}")
+        split = "test"
     plan = EvaluationPlan(
-        files=_files(settings.classifiers, data),
+        files=files,
         split=split or ("all" if data else "test"),
         names=tuple(classifier or ()),
         output=output,
@@ -194,6 +211,7 @@ def gate(
     old: Annotated[Path, typer.Argument(help="Folder of classifiers, or predictions.json of one.")],
     new: Annotated[Path, typer.Argument(help="The same of what is to take its place.")],
     data: Data = None,
+    classifier: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable. Default all.")] = None,
     split: Annotated[str, typer.Option(help="Which split of the data is asked.")] = "test",
     tolerance: Annotated[float, typer.Option(help="Share of records by which accuracy may fall.")] = MAX_REGRESSION,
     changes: Annotated[Path | None, typer.Option(help="Write the changed records as JSON.")] = None,
@@ -204,7 +222,7 @@ def gate(
 
     settings = configured()
     files = _files(settings.classifiers, data)
-    compared = asyncio.run(compare_revisions(settings, old, new, files, split, console))
+    compared = asyncio.run(compare_revisions(settings, old, new, files, split, console, classifier or ()))
     table = Table(title="old and new on the same records")
     for column in ("classifier", "records", "old", "new", "mended", "broken", "changed", "p", ""):
         table.add_column(column, justify="left" if column == "classifier" else "right")

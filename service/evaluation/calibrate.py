@@ -34,7 +34,9 @@ def fit_calibration(predictions: Predictions, targets: Mapping[str, Target]) -> 
     scale, bias = fit(predictions.raw, predictions.gold)
     thresholds, missed = [], []
     for index, label in enumerate(predictions.labels):
-        threshold, reached = _threshold(unseen, predictions.gold, index, targets.get(label))
+        acted_on = (unseen.argmax(axis=1) == index) & ~predictions.abstained  # for too little label mass
+        confidence = np.where(acted_on, unseen[:, index], 0.0)
+        threshold, reached = _threshold(confidence, predictions.gold == index, targets.get(label))
         thresholds.append(threshold)
         missed += [] if reached else [label]
     facts = {
@@ -66,19 +68,19 @@ def cross_fitted(raw: NDArray[np.float64], gold: NDArray[np.int64]) -> NDArray[n
 
 
 def _threshold(
-    probabilities: NDArray[np.float64], gold: NDArray[np.int64], index: int, target: Target | None
+    confidence: NDArray[np.float64], deserved: NDArray[np.bool_], target: Target | None
 ) -> tuple[float, bool]:
     """From where on the label is acted on, and whether that reaches the target.
 
+    `confidence` of each record, 0 where the label is not given; `deserved`: whether it would be right.
     Out of reach, a precision target means never and a recall target means always: the careful side of each.
     """
     if target is None:
         return 0.0, True
-    confidence = np.where(probabilities.argmax(axis=1) == index, probabilities[:, index], 0.0)
     if target.precision is not None:
         given = confidence > 0
-        threshold = precision_threshold(confidence[given], gold[given] == index, target.precision)
+        threshold = precision_threshold(confidence[given], deserved[given], target.precision)
         return (1.0, False) if threshold is None else (threshold, True)
     assert target.recall is not None
-    threshold = recall_threshold(confidence[gold == index], target.recall)
+    threshold = recall_threshold(confidence[deserved], target.recall)
     return (0.0, False) if threshold is None else (threshold, True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from service.registry.adapter import CONFIG_FILE, WEIGHTS_FILE
 from service.registry.manifest import MANIFEST_FILE, AdapterChoice
 
 ADAPTER_FOLDER = "adapter"
+RECORD_FILE = "training.json"
 
 TEMPLATE = """\
 # Written by a person, checked by `fantail check`. Every byte here is part of the classifier's revision.
@@ -92,3 +95,12 @@ def say_activated(folder: Path) -> None:
     keys = re.split(r"(?m)^[ \t]*\[", text, maxsplit=1)[0]  # before the first table: a label may be named adapter too
     changed = re.sub(r'(?m)^([ \t]*adapter[ \t]*=[ \t]*)["\']none["\']', r'\1"activated"', keys)
     write_whole(path, changed + text[len(keys) :])
+
+
+def trained_on(folders: Sequence[Path], files: Sequence[Path]) -> list[str]:
+    """Names of the files, told by their bytes, that adapters in these folders were trained on."""
+    known: set[str] = set()
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):  # not every adapter has a record
+            known |= set(json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["data"].values())
+    return [file.name for file in files if hashlib.sha256(file.read_bytes()).hexdigest() in known]

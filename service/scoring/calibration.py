@@ -18,6 +18,9 @@ FLOOR = -30.0
 PRIOR_RECORDS = 4.0
 """How many records' worth of weight "leave it as it is" has in a fit: small splits must not bend the curve much."""
 
+MIN_PRECISION_RECORDS = 20
+"""Answers from which on their precision says something: of ten right ones out of ten a quarter may come from 0.87."""
+
 MIN_SCALE = 0.05
 NEWTON_STEPS = 50
 
@@ -70,12 +73,14 @@ def _minimum(
 def precision_threshold(chosen: NDArray[np.float64], right: NDArray[np.bool_], target: float) -> float | None:
     """The least confidence from which answers of a label are right with at least the target precision.
 
-    `chosen`: confidence of every record that got the label; `right`: whether it deserved it. None: out of reach.
+    `chosen`: confidence of every record that got the label; `right`: whether it deserved it. None: out of reach, or
+    fewer than `MIN_PRECISION_RECORDS` are acted on.
     """
     order = np.argsort(-chosen, kind="stable")
-    precision = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    acted_on = np.arange(1, len(order) + 1)
+    precision = np.cumsum(right[order]) / acted_on
     last_of_equals = np.append(np.diff(chosen[order]) < 0, True)  # equals are acted on together
-    reached = np.flatnonzero((precision >= target) & last_of_equals)
+    reached = np.flatnonzero((precision >= target) & last_of_equals & (acted_on >= MIN_PRECISION_RECORDS))
     return float(chosen[order[reached[-1]]]) if len(reached) else None
 
 

@@ -14,10 +14,9 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from service.registry.adapter import CONFIG_FILE, WEIGHT_PREFIX, WEIGHTS_FILE
+from service.registry.folders import RECORD_FILE
 from service.training.fan import Fan
 from service.training.loop import TrainingConfig
-
-RECORD_FILE = "training.json"
 
 
 def export_adapter(

@@ -100,6 +100,12 @@ class Fan(nn.Module):
         """Parameters that learn; dimension 0 of each is the tail."""
         return [parameter for layer in self.layers.values() for parameter in (layer.a, layer.b)]
 
+    def kv_bytes_per_token(self) -> int:
+        """What `read` keeps of each token."""
+        config = self.model.config
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * config.num_hidden_layers * config.num_key_value_heads * head) * torch.half.itemsize
+
     @torch.no_grad()
     def read(self, prefix: Sequence[int]) -> PrefixKV:
         """Read a conversation once with the base model."""

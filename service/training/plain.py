@@ -36,6 +36,9 @@ class PlainFan(Fan):
         self.tail = tuple(tail)
         self._activate(True)
 
+    def kv_bytes_per_token(self) -> int:
+        return 0
+
     def read(self, prefix: Sequence[int]) -> PlainPrefix:  # type: ignore[override]  # there is nothing to read ahead
         return PlainPrefix(tuple(prefix))
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -99,10 +99,10 @@ def _lines(path: Path, problems: list[str]) -> list[str]:
 
 def _read_line(line: str, labels: Mapping[str, Sequence[str]], stem: str) -> tuple[Record | None, list[str]]:
     try:
-        parsed = _Line.model_validate(json.loads(line))
+        parsed = _Line.model_validate(json.loads(line, object_pairs_hook=_once))
     except ValidationError as error:
         return None, sentences(error)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, [f"not JSON: {error}"]
     known = {name: value for name, value in parsed.labels.items() if name in labels}
     problems = [
@@ -112,5 +112,19 @@ def _read_line(line: str, labels: Mapping[str, Sequence[str]], stem: str) -> tup
     ]
     if not parsed.turns or any(not turn.text.strip() for turn in parsed.turns):
         problems.append("a conversation needs turns, and each turn text")
+    if any("\ud800" <= character <= "\udfff" for text in _texts(parsed) for character in text):
+        problems.append("half of a character that UTF-16 writes in two, as if cut between them; JSON wrote it as \\ud…")
     conversation = Conversation(parsed.id, tuple(Turn(turn.role, turn.text) for turn in parsed.turns))
     return (None, problems) if problems else (Record(conversation, known, parsed.source or stem), [])
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which no name stands twice: json itself would take the last and forget the others."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a name stands twice among {', '.join(name for name, _ in pairs)}")
+    return found
+
+
+def _texts(line: _Line) -> list[str]:
+    return [line.id, line.source, *(turn.text for turn in line.turns)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from service.base_model import BaseModel, cache_folder
 from service.domain import Label
+from service.engine.hardware import GIB, detect_hardware
 from service.errors import ConfigurationError, InvalidRequestError, RegistryError
 from service.prompt.builder import PromptBuilder
 from service.prompt.labels import prove_labels
@@ -68,35 +69,41 @@ class Training:
     config: TrainingConfig
     console: Console
 
-    def run(self) -> None:
-        """Train every task at once and replace its adapter. Resumes a run with the same data and settings."""
+    def records(self) -> list[tuple[Record, tuple[int, ...]]]:
+        """What is trained on, and its prompt's shared part. Raises ConfigurationError when it will not do."""
         require_unlike_names(self.data)
-        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.data}
         records = read_records(self.data, {task.name: list(task.manifest.labels) for task in self.tasks})
         self._require_labels(records)
-        wanted = [record for record in records if record.split in ("train", "dev")]
-        prefixes = [self._prefix(record) for record in wanted]
+        # One that carries no label would only be decayed on.
+        wanted = [record for record in records if record.split in ("train", "dev") and record.labels]
+        return [(record, self._prefix(record)) for record in wanted]
+
+    def run(self) -> None:
+        """Train every task at once and replace its adapter. Resumes a run with the same data and settings."""
+        wanted = self.records()
         torch.manual_seed(self.config.seed)
         tails = [self.builder.tail(task.manifest.words) for task in self.tasks]
         model = AutoModelForCausalLM.from_pretrained(self.base.path, dtype=torch.float32)
         base_dtype: torch.dtype = getattr(torch, self.config.base_dtype)
         lora = (self.config.target_modules, self.config.rank, self.config.alpha, self.config.dropout, base_dtype)
         fan = PlainFan(model, *tails, *lora) if self.tasks[0].is_plain else Fan(model, tails, *lora)
-        checkpoint = cache_folder() / "train" / self._digest(digests) / "checkpoint.pt"
-        trainer = Trainer(
-            fan, [[label.token_id for label in task.labels] for task in self.tasks], self.config, checkpoint
-        )
+        require_memory(sum(len(prefix) for _, prefix in wanted) * fan.kv_bytes_per_token())
+        label_ids = [[label.token_id for label in task.labels] for task in self.tasks]
+        trainer = Trainer(fan, label_ids, self.config, self._checkpoint())
         with progress(self.console) as bars:
             examples: dict[str, list[Example]] = {"train": [], "dev": []}
             reading = bars.add_task("reading with the base model", total=len(wanted))
-            for record, prefix in zip(wanted, prefixes, strict=True):
+            for record, prefix in wanted:
                 targets = torch.tensor([task.target(record) for task in self.tasks])
                 examples[record.split].append(Example(fan.read(prefix), targets))
                 bars.advance(reading)
             training = bars.add_task("training", total=self.config.epochs * len(examples["train"]))
             trainer.run(examples["train"], examples["dev"], lambda done: bars.advance(training, done), self._report)
-        self._export(fan, trainer, {split: len(of) for split, of in examples.items()}, digests)
-        checkpoint.unlink(missing_ok=True)
+        self._export(fan, trainer, [record for record, _ in wanted])
+
+    def forget(self) -> None:
+        """Delete what an interrupted run goes on from, once all that belongs to the adapters is written."""
+        self._checkpoint().unlink(missing_ok=True)
 
     def _prefix(self, record: Record) -> tuple[int, ...]:
         """Token ids of a record's conversation. Raises ConfigurationError that names it when it does not fit."""
@@ -106,12 +113,18 @@ class Training:
             raise ConfigurationError(f"record {record.conversation.id}: {error.message}") from error
 
     def _require_labels(self, records: Sequence[Record]) -> None:
-        """Every classifier needs labelled records in both splits, or there is nothing to learn from or to choose by."""
+        """Every label has to be learnt from records, and something to choose the epoch by."""
+        found = {(record.split, name, label) for record in records for name, label in record.labels.items()}
         problems = [
-            f"{task.name}: no labelled record in the {split} split"
+            f"{task.name}: no record in the train split is labelled {label}"
             for task in self.tasks
-            for split in ("train", "dev")
-            if not any(record.split == split and task.name in record.labels for record in records)
+            for label in task.manifest.labels
+            if ("train", task.name, label) not in found
+        ]
+        problems += [
+            f"{task.name}: no labelled record in the dev split"
+            for task in self.tasks
+            if not any(("dev", task.name, label) in found for label in task.manifest.labels)
         ]
         if problems:
             raise ConfigurationError("the data are too few:\n" + "\n".join(problems))
@@ -124,7 +137,7 @@ class Training:
             f"mean of {len(self.tasks)}: training loss {train:.3f}, dev loss {dev:.3f}, dev accuracy {accuracy:.3f}"
         )
 
-    def _export(self, fan: Fan, trainer: Trainer, counts: Mapping[str, int], digests: Mapping[str, str]) -> None:
+    def _export(self, fan: Fan, trainer: Trainer, records: Sequence[Record]) -> None:
         if lost := [task.name for index, task in enumerate(self.tasks) if not trainer.best_loss[index] < float("inf")]:
             raise ConfigurationError(f"no epoch has a finite dev loss: {', '.join(lost)}; lower --learning-rate")
         table = Table(title="trained adapters, each at its best epoch")
@@ -135,8 +148,11 @@ class Training:
             best = min(range(len(curve)), key=lambda epoch: np.nan_to_num(curve[epoch]["dev_loss"], nan=np.inf))
             record = {
                 "config": asdict(self.config),
-                "data": dict(digests),
-                "records": counts,
+                "data": self._data_digests(),
+                "records": {
+                    split: sum(record.split == split and task.name in record.labels for record in records)
+                    for split in ("train", "dev")
+                },
                 "base": {"name": self.base.name, "identity": self.base.identity},
                 "versions": {name: version(name) for name in ("torch", "transformers", "peft")}
                 | {"python": platform.python_version()},
@@ -152,12 +168,27 @@ class Training:
             )
         self.console.print(table)
 
-    def _digest(self, data: Mapping[str, str]) -> str:
-        """Names the checkpoint of this run: same tasks, prompts, data, base and settings, or another checkpoint."""
+    def _data_digests(self) -> dict[str, str]:
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.data}
+
+    def _checkpoint(self) -> Path:
+        """Of this run: same tasks, prompts, data, base and settings, or another checkpoint."""
         facts: list[Any] = [asdict(self.config), self.base.identity, self.builder.prompt_digest]
+        facts.append(self.builder.max_prefix_tokens)
         facts += [[task.name, task.manifest.model_dump(mode="json")] for task in self.tasks]
-        facts += list(data.values())
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        facts += list(self._data_digests().values())
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return cache_folder() / "train" / digest / "checkpoint.pt"
+
+
+def require_memory(kv_bytes: int) -> None:
+    """Raise ConfigurationError when the KV of everything that is read does not fit: the system would kill the run."""
+    free = detect_hardware().free_bytes
+    if kv_bytes > free:
+        raise ConfigurationError(
+            f"the KV of what is read takes {kv_bytes / GIB:.1f} GiB and {free / GIB:.1f} are free: train on fewer or "
+            "shorter conversations, or with a smaller FANTAIL_CONTEXT_TOKENS"
+        )
 
 
 def require_unlike_names(data: Sequence[Path]) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from service import workbench
 from service.cli import app
 from service.errors import ConfigurationError, FantailError, RegistryError
 from service.evaluation.predictions import Predictions, write_predictions
 from service.registry.loader import RegistryLoader
+from service.settings import Settings
 from tests.support import CLASSIFIERS
 
 
@@ -122,3 +127,51 @@ def test_an_unknown_baseline_is_refused_with_those_there_are(directory: Path) ->
     done = fantail("evaluate", CLASSIFIERS / "data" / "bank.jsonl", "--baseline", "GPT")
     assert done.exit_code == 2
     assert "TF-IDF" in done.output
+
+
+def labelled(path: Path, labels: list[dict[str, str]]) -> Path:
+    """Conversations with these labels, over and over, enough of them for every split."""
+    turns = [{"role": "customer", "text": "where is it?"}]
+    records = [{"id": f"r-{n}", "turns": turns, "labels": labels[n % len(labels)]} for n in range(60)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is(directory: Path, tmp_path: Path) -> None:
+    for name in ("good", "poor"):
+        assert fantail("new", name).exit_code == 0
+    manifest = directory / "poor" / "classifier.toml"
+    manifest.write_text(manifest.read_text().replace('adapter = "none"', 'adapter = "plain"'))
+    data = labelled(tmp_path / "own.jsonl", [{"good": "yes", "poor": "no"}, {"good": "no", "poor": "no"}])
+    done = fantail("train", "good", "poor", "--data", data)
+    assert isinstance(done.exception, ConfigurationError)
+    assert done.exception.message == "the data are too few:\npoor: no record in the train split is labelled yes"
+    assert not (directory / "good" / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("digest_of", "options", "split"),
+    [
+        pytest.param("own", [], "test", id="trained on"),
+        pytest.param("own", ["--split", "all"], "all", id="trained on, and all asked for"),
+        pytest.param("other", [], "all", id="not trained on"),
+    ],
+)
+def test_data_that_were_trained_on_are_not_asked_unless_told(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest_of: str, options: list[str], split: str
+) -> None:
+    assert fantail("new", "churn").exit_code == 0
+    files = {name: labelled(tmp_path / f"{name}.jsonl", [{name: "yes"}]) for name in ("own", "other")}
+    digest = hashlib.sha256(files[digest_of].read_bytes()).hexdigest()
+    (directory / "churn" / "training.json").write_text(json.dumps({"data": {"renamed.jsonl": digest}}))
+    plans = []
+
+    async def evaluate(settings: Settings, plan: workbench.EvaluationPlan, console: Console) -> dict[str, Any]:
+        plans.append(plan)
+        return {"means": {}}
+
+    monkeypatch.setattr(workbench, "evaluate", evaluate)
+    done = fantail("evaluate", files["own"], *options)
+    assert done.exit_code == 0, done.output
+    assert [plan.split for plan in plans] == [split]
+    assert ("only the test split is asked" in done.output) == (split == "test")

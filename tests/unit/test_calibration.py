@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from service.evaluation.predictions import Predictions
 from service.registry.manifest import Target
 from service.scoring.calibration import (
     FLOOR,
+    MIN_PRECISION_RECORDS,
     MIN_SCALE,
     PRIOR_RECORDS,
     calibrate,
@@ -146,7 +148,7 @@ def test_nothing_cannot_be_fitted() -> None:
 def slow_precision_threshold(chosen: list[float], right: list[bool], target: float) -> float | None:
     for bound in sorted(chosen):
         answered = [good for confidence, good in zip(chosen, right, strict=True) if confidence >= bound]
-        if sum(answered) / len(answered) >= target:
+        if len(answered) >= MIN_PRECISION_RECORDS and sum(answered) / len(answered) >= target:
             return bound
     return None
 
@@ -162,7 +164,7 @@ def slow_recall_threshold(deserving: list[float], target: float) -> float | None
 @pytest.mark.parametrize("seed", range(10))
 def test_a_precision_threshold_is_the_least_that_reaches_its_target(seed: int, digits: int) -> None:
     numbers = np.random.default_rng(seed)
-    chosen = numbers.uniform(0.4, 1, numbers.integers(1, 40)).round(digits)
+    chosen = numbers.uniform(0.4, 1, numbers.integers(15, 80)).round(digits)
     right = numbers.uniform(0, 1, len(chosen)) < chosen
     for target in (0.5, 0.75, 0.9, 0.99):
         expected = slow_precision_threshold(chosen.tolist(), right.tolist(), target)
@@ -183,9 +185,10 @@ def test_a_recall_threshold_is_the_greatest_that_reaches_its_target(seed: int, d
     ("chosen", "right"),
     [
         pytest.param([], [], id="never chosen"),
-        pytest.param([0.9, 0.8], [False, False], id="never right"),
-        pytest.param([0.9, 0.9], [True, False], id="right on one of two equals"),
-        pytest.param([0.9, 0.8], [False, True], id="the surest is wrong"),
+        pytest.param([0.9, 0.8] * 20, [False, False] * 20, id="never right"),
+        pytest.param([0.9, 0.9] * 20, [True, False] * 20, id="right on one of two equals"),
+        pytest.param([0.9, 0.8] * 20, [False, True] * 20, id="the surest is wrong"),
+        pytest.param([0.9] * 19, [True] * 19, id="right, but too seldom to know"),
     ],
 )
 def test_a_precision_out_of_reach_has_no_threshold(chosen: list[float], right: list[bool]) -> None:
@@ -279,3 +282,9 @@ def test_a_target_out_of_reach_is_missed_on_the_careful_side(target: Target, thr
     never = predictions(np.tile([[0.9, 0.1]], (10, 1)), np.asarray([0] * 9 + [1]))
     found = fit_calibration(never, {"label1": target})
     assert (found.calibration.thresholds, found.missed) == ((0.0, threshold), ("label1",))
+
+
+def test_answers_of_too_little_label_mass_reach_no_target() -> None:
+    unlikely = replace(SURE, abstained=np.arange(len(SURE.gold)) % 2 == 0)
+    found = fit_calibration(unlikely, {"label1": Target(recall=0.6)})
+    assert (found.calibration.thresholds[1], found.missed) == (0.0, ("label1",))

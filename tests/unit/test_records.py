@@ -100,6 +100,10 @@ def test_labels_of_other_classifiers_are_left_out(file: Path) -> None:
         pytest.param(line(labels={"refund": "maybe"}), "refund: label 'maybe' is not one of", id="unknown label"),
         pytest.param(line(labels={"refund": 1}), "labels.refund: Input should be a valid string", id="label a number"),
         pytest.param('{"turns": [], "labels": {}}', "id: Field required", id="id missing"),
+        pytest.param(line(turns=[turn("thanks ?")]).replace("?", r"\ud83d"), "half of a character", id="half an emoji"),
+        pytest.param(line("?").replace("?", r"\udc00"), "half of a character", id="half a character in the id"),
+        pytest.param("[" * 100_000, "not JSON: ", id="deeper than can be read"),
+        pytest.param(line().replace('"labels": {', '"labels": {"refund": "no", '), "stands twice", id="a name twice"),
     ],
 )
 def test_a_faulty_line_is_refused_by_file_and_number(file: Path, faulty: str, says: str) -> None:

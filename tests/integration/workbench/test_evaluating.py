@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import shutil
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 from rich.console import Console
 
 from service import workbench
-from service.classify import Classify
 from service.errors import ConfigurationError, RegistryError
 from service.evaluation.predictions import read_predictions
 from service.registry.calibration import CALIBRATION_FILE
@@ -22,31 +20,7 @@ from service.registry.manifest import MANIFEST_FILE
 from service.settings import Settings
 from service.start import load_prompting, load_registry
 from service.training.records import Record, split_of
-from tests.integration.bench import NAMES, QUIET, RECORDS, Starts, Undecided, in_split, plan, relabel, ship
-from tests.support import CLASSIFIERS, classify_with
-
-
-@pytest.fixture
-def settings(tmp_path: Path, make_classifier_folder: Callable[..., Path]) -> Settings:
-    directory = tmp_path / "classifiers"
-    directory.mkdir()
-    shutil.copy(CLASSIFIERS / "prompt.toml", directory)
-    make_classifier_folder(directory, "refund")
-    make_classifier_folder(directory, "fraud", words="fraud?")
-    return Settings(classifiers=directory)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Every third record is a refund, every second a fraud."""
-    lines = []
-    for number in range(RECORDS):
-        labels = {"refund": "yes" if number % 3 == 0 else "no", "fraud": "yes" if number % 2 == 0 else "no"}
-        turns = [{"role": "customer", "text": f"message {number} about my order"}]
-        lines.append(json.dumps({"id": f"r-{number}", "turns": turns, "labels": labels}))
-    path = tmp_path / "talks.jsonl"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+from tests.integration.workbench.bench import NAMES, QUIET, RECORDS, Starts, in_split, plan, relabel, ship
 
 
 @pytest.fixture
@@ -55,22 +29,6 @@ def without_dev(data: Path) -> Path:
     kept = [line for line in data.read_text().splitlines() if split_of(json.loads(line)["id"]) != "dev"]
     data.write_text("\n".join(kept) + "\n")
     return data
-
-
-@pytest.fixture(autouse=True)
-def starts(monkeypatch: pytest.MonkeyPatch) -> Starts:
-    """Every start of a real engine is one of a fake."""
-    starts = Starts()
-
-    @contextlib.asynccontextmanager
-    async def start(settings: Settings, *ignore: str) -> AsyncIterator[Classify]:
-        starts.count += 1
-        prompting = load_prompting(settings)
-        registry = load_registry(settings, prompting, *ignore).without(starts.withheld)
-        yield classify_with(registry, prompting.builder, Undecided())
-
-    monkeypatch.setattr(workbench, "start_classify", start)
-    return starts
 
 
 async def test_a_calibration_is_written_and_belongs_to_its_adapter(settings: Settings, data: Path) -> None:
@@ -124,13 +82,6 @@ async def test_predictions_against_other_labels_are_refused(settings: Settings, 
     path.write_text(path.read_text().replace('"gold": [0', '"gold": [1', 1))
     with pytest.raises(ConfigurationError, match="when the records were labelled differently"):
         await workbench.evaluate(settings, plan(data, tmp_path / "second", beside={"before": path}), QUIET)
-
-
-async def test_a_folder_is_compared_with_predictions(settings: Settings, data: Path, tmp_path: Path) -> None:
-    await workbench.evaluate(settings, plan(data, tmp_path / "out"), QUIET)
-    predictions = tmp_path / "out" / "predictions.json"
-    found = await workbench.compare_revisions(settings, predictions, settings.classifiers, [data], "test", QUIET)
-    assert [(each.classifier, each.regression, each.broken) for each in found] == [(name, 0, ()) for name in NAMES]
 
 
 @pytest.mark.parametrize(
@@ -287,14 +238,3 @@ async def test_baselines_learn_from_the_files_other_records_and_the_shipped_ones
     ids = [f"r-{number}" for number in range(RECORDS)]
     assert asked == [each for each in ids if split_of(each) == "test"]
     assert learnt == [*(each for each in ids if split_of(each) != "test"), "shipped"]
-
-
-async def test_a_folder_that_withholds_is_not_compared(
-    settings: Settings, data: Path, tmp_path: Path, starts: Starts
-) -> None:
-    await workbench.evaluate(settings, plan(data, tmp_path / "out"), QUIET)
-    starts.withheld = {"fraud": "its gate says no"}
-    with pytest.raises(ConfigurationError, match="withholds classifiers:\nfraud: its gate says no"):
-        await workbench.compare_revisions(
-            settings, tmp_path / "out" / "predictions.json", settings.classifiers, [data], "test", QUIET
-        )

@@ -1,0 +1,1 @@
+"""The workbench from files to files: calibrating, evaluating, comparing."""

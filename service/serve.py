@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import sys
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,8 @@ from service.watch import reload_changed, report
 
 logger = logging.getLogger(__name__)
 
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
 CPU_TOKENS_IN_FLIGHT, GPU_TOKENS_IN_FLIGHT = 1_536, 65_536
 """On a CPU one and a half long conversations, so that an accepted call takes at most about one and a half times as long
 as a long one alone (docs/performance.md has the figures); enough to keep a GPU's steps full."""
@@ -41,9 +44,8 @@ as a long one alone (docs/performance.md has the figures); enough to keep a GPU'
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted. Raises StartError."""
-    stop = asyncio.Event()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    for each in STOPPING:  # a base may be downloaded first, in which time nobody asks an event; and no pid 1 is ended
+        signal.signal(each, lambda *_: sys.exit(0))
     prompting, choice, metrics = load_prompting(settings), choice_of(settings), Metrics()
     listening, loader = listening_of(settings), loader_of(prompting)
     with (
@@ -76,6 +78,9 @@ async def serve(settings: Settings) -> None:
             background.append(
                 reload_changed(settings.classifiers, deployer, catalogue, lambda: engine.state is State.SERVING)
             )
+        stop = asyncio.Event()
+        for each in STOPPING:
+            asyncio.get_running_loop().add_signal_handler(each, stop.set)
         async with (
             beside(*background),
             contextlib.aclosing(classify.shadows),

@@ -82,7 +82,7 @@ def choose(hardware: Hardware, dtype: Dtype, cores: int | None, kv_gib: float | 
             raise ConfigurationError(
                 "FANTAIL_CORES and FANTAIL_KV_GIB are for a CPU, but there is a GPU; set FANTAIL_GPU_MEMORY_SHARE"
             )
-        chosen, why = (dtype, "as set") if dtype != "auto" else choose_gpu_dtype(hardware)
+        chosen, why = choose_gpu_dtype(hardware, dtype)
         return Choice(
             chosen,
             16,
@@ -116,9 +116,16 @@ def choose(hardware: Hardware, dtype: Dtype, cores: int | None, kv_gib: float | 
     )
 
 
-def choose_gpu_dtype(hardware: Hardware) -> tuple[str, str]:
-    """What a GPU's matrix units compute at full rate, and why."""
-    if hardware.capability >= BFLOAT16_CAPABILITY:
+def choose_gpu_dtype(hardware: Hardware, asked: Dtype) -> tuple[str, str]:
+    """What a GPU's matrix units compute at full rate, and why. Raises ConfigurationError for what they cannot."""
+    young = hardware.capability >= BFLOAT16_CAPABILITY
+    if asked == "float32":
+        raise ConfigurationError("FANTAIL_DTYPE=float32 is for a CPU: on a GPU vLLM's LoRA kernels take half precision")
+    if asked == "bfloat16" and not young:
+        raise ConfigurationError("this GPU has no bfloat16; leave FANTAIL_DTYPE out, or set it to float16")
+    if asked != "auto":
+        return asked, "as set"
+    if young:
         return "bfloat16", "a GPU's matrix units compute it at full rate"
     return "float16", "GPUs of this age, compute capability {}.{}, have no bfloat16".format(*hardware.capability)
 
@@ -126,12 +133,12 @@ def choose_gpu_dtype(hardware: Hardware) -> tuple[str, str]:
 def choose_threads(hardware: Hardware, asked: int | None) -> tuple[int, tuple[int, ...], str]:
     """How many threads compute, the core of each (none: whichever is free), and why.
 
-    Where a quota grants less than the cores that are seen, others compute on them too, and whoever is started the same
-    way would be bound to the same ones.
+    Where only some of the cores that are seen are used, or a quota grants less, others compute on them too, and whoever
+    is started the same way would be bound to the same ones.
     """
     seen, granted = len(hardware.cores), hardware.granted_cores
     threads = min(asked or (max(1, int(granted)) if granted < seen else seen), seen)
-    bound = hardware.cores[:threads] if granted >= seen else ()
+    bound = hardware.cores if granted >= seen == threads else ()
     where = f"cores {','.join(map(str, bound))}" if bound else f"cores any of {seen}, {threads} threads"
     why = "all that this process may use" if bound else f"a control group grants the time of {granted:g}"
     return threads, bound, f"{where}: {'as set' if threads == asked else why}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +88,21 @@ def process_environment(choice: Choice) -> dict[str, str]:
         if openmp is not None and "libiomp5" not in preloaded:
             variables["LD_PRELOAD"] = ":".join(filter(None, (str(openmp), preloaded)))
     return variables
+
+
+def missing_on_cpu() -> list[str]:
+    """What vLLM needs of the system on a CPU and does not find, with the packages that bring it.
+
+    Without it the engine's processes end with an error about an operator that torch does not know, or a command's code.
+    """
+    missing = []
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError:
+        missing.append("libnuma.so.1 (package libnuma1 on Debian and Ubuntu, numactl-libs on Fedora and Amazon Linux)")
+    if shutil.which("lscpu") is None:
+        missing.append("the command lscpu (package util-linux)")
+    return missing
 
 
 def intel_openmp() -> Path | None:

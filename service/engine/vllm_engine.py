@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from service.domain import TokenUsage
 from service.engine.base import AdapterPlace, EngineAdapter, EngineCounters, LabelLogprobs, ScoringRequest
 from service.engine.handover import Handover
-from service.engine.launch import VllmConfig, engine_args, process_environment
+from service.engine.launch import VllmConfig, engine_args, missing_on_cpu, process_environment
 from service.errors import EngineDeadError, EngineError, PluginInactiveError, StartError
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,9 @@ REPLY_SECONDS = 300.0
 CHECK_SECONDS = 0.5
 """How often it is looked meanwhile whether it lives."""
 
-SHUTDOWN_SECONDS = 10.0
-"""How long vLLM's processes may take to end before they are killed; requests are finished or aborted by then."""
+SHUTDOWN_SECONDS = 0.0
+"""How long vLLM's processes may take to end before they are killed. They ignore signals (`vllm_plugin/lifetime.py`),
+and by then their requests are finished or given up."""
 
 
 class VllmEngine:
@@ -236,9 +237,12 @@ def sampling_params(request: ScoringRequest) -> Any:
 def sockets_folder() -> tempfile.TemporaryDirectory[str]:
     """Where the sockets between vLLM's processes lie, which it never removes: for this user only, and gone at exit.
 
-    One for all engines of the process: vLLM remembers the first.
+    One for all engines of the process: vLLM remembers the first. Raises StartError.
     """
-    return tempfile.TemporaryDirectory(prefix="fantail-", ignore_cleanup_errors=True)
+    try:
+        return tempfile.TemporaryDirectory(prefix="fantail-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise StartError(f"no temporary folder can be written to ({error}); set TMPDIR to one that can") from error
 
 
 @contextlib.asynccontextmanager
@@ -247,6 +251,8 @@ async def start_vllm(config: VllmConfig) -> AsyncIterator[VllmEngine]:
 
     Raises PluginInactiveError, StartError, EngineError for an adapter that cannot be loaded.
     """
+    if config.choice.on_cpu and (missing := missing_on_cpu()):
+        raise StartError(f"vLLM needs {' and '.join(missing)} to compute on a CPU")
     for reason in config.choice.reasons:
         logger.info("engine: %s", reason)
     os.environ.update(process_environment(config.choice), VLLM_RPC_BASE_PATH=sockets_folder().name)

@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from service.errors import StartError
+
 LOCK = "in-use"
 PREFIX = "serving-"
 
@@ -44,15 +46,23 @@ class Snapshots:
 
 @contextlib.contextmanager
 def snapshots(cache: Path) -> Iterator[Snapshots]:
-    """A scratch folder under `cache`, removed at the end; those that killed processes left behind go now."""
-    cache.mkdir(parents=True, exist_ok=True)
+    """A scratch folder under `cache`, removed at the end; those that killed processes left behind go now.
+
+    Raises StartError where none can be made.
+    """
     with contextlib.ExitStack() as held:
-        with _locked(cache):  # or another process would find the new one not locked yet, and take it for abandoned
-            for left in cache.glob(f"{PREFIX}*"):
-                if _is_abandoned(left):
-                    shutil.rmtree(left, ignore_errors=True)
-            scratch = Path(held.enter_context(tempfile.TemporaryDirectory(dir=cache, prefix=PREFIX)))
-            held.enter_context(_locked(scratch))
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with _locked(cache):  # or another process would find the new one not locked yet, and take it for abandoned
+                for left in cache.glob(f"{PREFIX}*"):
+                    if _is_abandoned(left):
+                        shutil.rmtree(left, ignore_errors=True)
+                scratch = Path(held.enter_context(tempfile.TemporaryDirectory(dir=cache, prefix=PREFIX)))
+                held.enter_context(_locked(scratch))
+        except OSError as error:
+            raise StartError(
+                f"{cache} cannot be written to ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
+            ) from error
         yield Snapshots(scratch)
 
 

@@ -7,7 +7,12 @@ because vLLM goes on without a plugin that fails to load.
 
 
 def register() -> None:
-    """Apply every patch of the ledger in this process; doing it twice does nothing. Raises PatchError."""
+    """Apply every patch of the ledger in this process; doing it twice does nothing. Raises PatchError.
+
+    A process that a server has started for its engine lives as long as that server from here on.
+    """
     from service.vllm_plugin.ledger import apply_all
+    from service.vllm_plugin.lifetime import follow_parent
 
     apply_all()
+    follow_parent()

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 import vllm
 
-from service.vllm_plugin import block_hashes, cpu_lora, handover, peft_config, report, token_mapping, token_ranks
+from service.vllm_plugin import (
+    block_hashes,
+    cgroup_memory,
+    cpu_lora,
+    handover,
+    peft_config,
+    report,
+    token_mapping,
+    token_ranks,
+)
 
 SUPPORTED_VERSION = "0.32.0"
 """The only version the patched symbols were read in; another is refused rather than hoped for."""
@@ -91,6 +100,16 @@ LEDGER: tuple[Patch, ...] = (
         remove_when="logprob_token_ids comes without ranks",
         apply=token_ranks.apply,
         inactive_because=token_ranks.inactive_because,
+    ),
+    Patch(
+        name="cgroup_memory",
+        symbol="vllm.utils.cpu_resource_utils.get_cgroup_memory_usage",
+        why="in a container the cache of the weights just read counts as memory in use, and KV that fits is refused",
+        how="subtracts cached files, as vLLM itself does for a machine's memory",
+        upstream="none; get_memory_node_info of 0.32.0",
+        remove_when="vLLM subtracts them",
+        apply=cgroup_memory.apply,
+        inactive_because=cgroup_memory.inactive_because,
     ),
     Patch(
         name="report",

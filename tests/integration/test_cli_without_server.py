@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from service.cli import main
 from service.keys import KeyRing
 from service.settings import PREFIX, Settings
 from tests.integration.harness import Ended
-from tests.support import CLASSIFIERS
+from tests.support import CLASSIFIERS, REPOSITORY
 
 Fantail = Callable[..., Ended]
 USAGE = 2
@@ -114,6 +116,19 @@ def test_a_base_that_is_not_there_is_told_with_its_setting(fantail: Fantail, mod
     assert (ended.code, ended.out) == (1, "")
     assert model in ended.err
     assert "FANTAIL_MODEL" in ended.err
+
+
+@pytest.mark.parametrize("signal", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_still_gets_its_base_ready_ends_at_once_and_leaves_nothing(tmp_path: Path, signal: int) -> None:
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "FANTAIL_CLASSIFIERS": str(CLASSIFIERS)}
+    command = [sys.executable, "-m", "service", "serve"]
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment) as server:
+        while not list(tmp_path.glob("fantail/.*")):  # what is converted
+            assert server.poll() is None
+            time.sleep(0.05)
+        server.send_signal(signal)
+        assert server.wait(10) == 0
+    assert list(tmp_path.glob("fantail/*")) == list(tmp_path.glob("fantail/.*")) == []
 
 
 def test_where_only_the_client_is_installed_the_command_says_what_to_install() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.base_model import BUNDLED, RECORD_FILE, describe_base, prepare_bundled
+from service.base_model import BUNDLED, RECORD_FILE, cache_folder, describe_base, prepare_bundled
 from service.errors import BaseModelError
 from service.prompt.tokenizer import PromptTokenizer
 
@@ -52,7 +52,7 @@ def test_a_folder_without_a_fast_tokenizer_is_refused(folder: Path) -> None:
 
 def test_a_cache_that_cannot_be_made_is_told_with_the_variable_that_moves_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(BaseModelError, match=r"cannot be made .* set XDG_CACHE_HOME"):
+    with pytest.raises(BaseModelError, match=r"cannot be written to .* set XDG_CACHE_HOME"):
         prepare_bundled(tmp_path / "file" / "fantail")
 
 
@@ -62,3 +62,13 @@ def test_a_damaged_record_of_a_prepared_base_is_told_with_what_to_do(tmp_path: P
     (tmp_path / BUNDLED / RECORD_FILE).write_text(record)
     with pytest.raises(BaseModelError, match=r"damaged|cannot be read"):
         prepare_bundled(tmp_path)
+
+
+def test_a_user_without_a_home_is_told_which_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(BaseModelError, match="has no home; set XDG_CACHE_HOME"):
+        cache_folder()

@@ -10,7 +10,7 @@ import pytest
 from service.domain import Adapter, AdapterKind
 from service.engine.base import EngineAdapter
 from service.engine.hardware import GIB, Hardware, choose
-from service.engine.launch import VllmConfig, engine_args, process_environment
+from service.engine.launch import VllmConfig, engine_args, missing_on_cpu, process_environment
 from service.engine.vllm_engine import adapter_id
 
 CPU = choose(Hardware(gpu=False, cores=(0, 1), free_bytes=8 * GIB), "auto", None, None)
@@ -63,3 +63,16 @@ def test_a_gpu_differs_where_it_must() -> None:
 def test_an_adapters_id_is_the_same_in_every_process() -> None:
     # printf refund@2 | sha256sum: its first 8 digits, halved
     assert adapter_id(ADAPTERS[1]) == 0x7A04DC43 >> 1
+
+
+def test_what_the_system_lacks_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert missing_on_cpu() == []
+
+    def lacking(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", lacking)
+    monkeypatch.setenv("PATH", "")
+    numa, lscpu = missing_on_cpu()
+    assert numa.startswith("libnuma.so.1 (package libnuma1 on Debian")
+    assert lscpu == "the command lscpu (package util-linux)"

@@ -35,7 +35,7 @@ def reason(choice: Choice, about: str) -> str:
         pytest.param(gpu((8, 0)), "auto", "bfloat16", id="the oldest GPU with bfloat16"),
         pytest.param(gpu((7, 5)), "auto", "float16", id="the youngest GPU without"),
         pytest.param(gpu(), "float16", "float16", id="GPU as set"),
-        pytest.param(gpu(), "float32", "float32", id="GPU set to a CPU's"),
+        pytest.param(gpu((7, 5)), "float16", "float16", id="GPU without bfloat16 as set"),
     ],
 )
 def test_the_dtype_follows_the_machine_unless_set(hardware: Hardware, asked: Dtype, dtype: str) -> None:
@@ -68,45 +68,39 @@ def test_kv_memory_follows_free_memory_unless_set(free_gib: float, asked: float 
     assert reason(choice, "KV memory") == f"KV memory {gib:.1f} GiB: {why}"
 
 
-@pytest.mark.parametrize(
-    ("asked", "used"),
-    [
-        pytest.param(None, CORES, id="all"),
-        pytest.param(1, (0,), id="one"),
-        pytest.param(3, (0, 1, 4), id="one short of all"),
-        pytest.param(4, CORES, id="as many as there are"),
-        pytest.param(5, CORES, id="one more than there are"),
-    ],
-)
-def test_the_first_cores_are_used(asked: int | None, used: tuple[int, ...]) -> None:
-    choice = choose(cpu(), "auto", asked, None)
-    assert (choice.threads, choice.cores) == (len(used), used)
-    assert reason(choice, "cores").startswith(f"cores {','.join(map(str, used))}: ")
+ALL = "cores 0,1,4,5: all that this process may use"
+GRANTED = "cores any of 4, {} threads: a control group grants the time of {}"
+THREADS: dict[str, tuple[float, int | None, int, tuple[int, ...], str]] = {
+    "all": (math.inf, None, 4, CORES, ALL),
+    "as many as there are": (math.inf, 4, 4, CORES, "cores 0,1,4,5: as set"),
+    "one more than there are": (math.inf, 5, 4, CORES, ALL),
+    "one short of all": (math.inf, 3, 3, (), "cores any of 4, 3 threads: as set"),
+    "half a core is granted": (0.5, None, 1, (), GRANTED.format(1, 0.5)),
+    "two and a half are": (2.5, None, 2, (), GRANTED.format(2, 2.5)),
+    "more is set than is granted": (2.5, 3, 3, (), "cores any of 4, 3 threads: as set"),
+    "as much is granted as is seen": (4.0, None, 4, CORES, ALL),
+    "more is granted than is seen": (9.0, None, 4, CORES, ALL),
+}
 
 
-@pytest.mark.parametrize(
-    ("asked", "is_as_set"),
-    [pytest.param(None, False, id="not set"), pytest.param(4, True, id="set"), pytest.param(5, False, id="too many")],
-)
-def test_cores_are_called_as_set_only_when_they_are(asked: int | None, is_as_set: bool) -> None:
-    assert ("as set" in reason(choose(cpu(), "auto", asked, None), "cores")) == is_as_set
-
-
-@pytest.mark.parametrize(
-    ("granted", "asked", "threads", "bound", "said"),
-    [
-        pytest.param(0.5, None, 1, (), "cores any of 4, 1 threads: a control group grants the time of 0.5", id="half"),
-        pytest.param(2.5, None, 2, (), "cores any of 4, 2 threads: a control group grants the time of 2.5", id="2.5"),
-        pytest.param(2.5, 3, 3, (), "cores any of 4, 3 threads: as set", id="more are set"),
-        pytest.param(4.0, None, 4, CORES, "cores 0,1,4,5: all that this process may use", id="as many as are seen"),
-        pytest.param(9.0, None, 4, CORES, "cores 0,1,4,5: all that this process may use", id="more than are seen"),
-    ],
-)
-def test_threads_that_share_their_cores_with_others_are_no_more_than_granted_and_bound_to_none(
+@pytest.mark.parametrize(("granted", "asked", "threads", "bound", "said"), THREADS.values(), ids=THREADS)
+def test_threads_are_bound_to_cores_that_nobody_else_is_told_to_use(
     granted: float, asked: int | None, threads: int, bound: tuple[int, ...], said: str
 ) -> None:
     choice = choose(cpu(granted_cores=granted), "auto", asked, None)
     assert (choice.threads, choice.cores, reason(choice, "cores")) == (threads, bound, said)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "dtype", "says"),
+    [
+        pytest.param(gpu(), "float32", "is for a CPU", id="float32"),
+        pytest.param(gpu((7, 5)), "bfloat16", "this GPU has no bfloat16", id="bfloat16 on an old one"),
+    ],
+)
+def test_a_dtype_that_a_gpu_cannot_serve_is_refused(hardware: Hardware, dtype: Dtype, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        choose(hardware, dtype, None, None)
 
 
 def test_on_a_gpu_memory_and_cores_are_left_to_vllm() -> None:

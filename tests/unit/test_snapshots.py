@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from service.errors import StartError
 from service.registry.loader import RegistryLoader
 from service.registry.snapshots import LOCK, PREFIX, Snapshots, leading_outside, snapshots
 from tests.support import REPOSITORY
@@ -227,3 +228,9 @@ def test_nobody_looks_for_what_was_left_while_a_folder_is_there_and_not_yet_lock
     monkeypatch.setattr(fcntl, "flock", flock)
     with snapshots(cache):
         assert seen == [(False, True), (True, False)]
+
+
+def test_a_cache_that_cannot_be_written_to_is_told_with_the_variable_that_moves_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StartError, match=r"cannot be written to .* set XDG_CACHE_HOME"), snapshots(tmp_path / "file/x"):
+        raise AssertionError("it was made")

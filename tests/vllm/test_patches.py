@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 from vllm.lora.model_manager import LRUCacheLoRAModelManager
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.platforms.cpu import CpuPlatform
+from vllm.utils import cpu_resource_utils
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.sample import sampler
 from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
-from service.vllm_plugin import block_hashes, ledger, peft_config, report, token_mapping
+from service.vllm_plugin import block_hashes, cgroup_memory, ledger, peft_config, report, token_mapping
 from service.vllm_plugin.handover import ADD_REQUESTS
 from service.vllm_plugin.position import POSITION_KEY
 from service.vllm_plugin.token_mapping import mask_before_positions
@@ -64,6 +66,7 @@ UNDONE: dict[str, tuple[object, str, object]] = {
     "cpu_lora": (CpuPlatform, "get_punica_wrapper", classmethod(lambda cls: "vllm.PunicaWrapperCPU")),
     "handover": (EngineCoreProc, ADD_REQUESTS, None),
     "token_ranks": (sampler, "batched_count_greater_than", lambda x, values: (x >= values).sum(-1)),
+    "cgroup_memory": (cpu_resource_utils, "get_cgroup_memory_usage", cgroup_memory._stock),
     "report": (LRUCacheLoRAModelManager, "activate_adapter", report._stock_activate),
 }
 
@@ -118,3 +121,25 @@ def test_rows_before_the_position_have_no_adapter_however_the_prompt_is_cut() ->
             np.repeat(np.array(ids), scheduled), np.array(scheduled), np.array(computed), positions
         )
         assert masked.tolist() == per_row
+
+
+@pytest.mark.parametrize(
+    ("statistics", "usage"),
+    [
+        pytest.param("anon 5\nactive_file 20\ninactive_file 30", 50, id="version 2"),
+        pytest.param(
+            "active_file 1\ntotal_active_file 40\ntotal_inactive_file 70", 0, id="version 1, all of it cached"
+        ),
+        pytest.param(None, 100, id="not said"),
+    ],
+)
+def test_cached_files_are_no_memory_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statistics: str | None, usage: int
+) -> None:
+    version = 2 if statistics is None or statistics.startswith("anon") else 1
+    paths = tmp_path / "2", tmp_path / "1"
+    if statistics is not None:
+        (tmp_path / str(version)).write_text(statistics)
+    monkeypatch.setattr(cgroup_memory, "_STATISTICS", paths)
+    monkeypatch.setattr(cgroup_memory, "_stock", lambda: 100)
+    assert cpu_resource_utils.get_cgroup_memory_usage() == usage

@@ -19,6 +19,7 @@ from service.domain import Classification, Classifier, Conversation, StageSecond
 from service.engine.base import ScoringEngine
 from service.errors import (
     ClassifierNameMissingError,
+    ClassifierNameTooLongError,
     ClassifierWithheldError,
     DeadlineExceededError,
     DuplicateClassifierError,
@@ -41,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 MAX_CLASSIFIERS = 256
 """Names in one call beyond which it is refused unread."""
+
+MAX_NAME = 64
+"""Characters of a classifier's name, as of its folder's."""
 
 LONG_CHARACTERS = 50_000
 """Text of a conversation from which on tokenising it takes more than some milliseconds."""
@@ -277,8 +281,12 @@ def name_problems(names: Sequence[str]) -> list[InvalidRequestError]:
     for index, name in enumerate(names):
         if not name:
             problems.append(ClassifierNameMissingError(f"Name {index} is empty.", f"classifiers[{index}]"))
+        elif len(name) > MAX_NAME:
+            facts = {"max_characters": str(MAX_NAME)}
+            message = f"Name {index} has {len(name)} characters, no classifier's more than {MAX_NAME}."
+            problems.append(ClassifierNameTooLongError(message, f"classifiers[{index}]", facts))
         elif name in seen:
-            message = f"Classifier {name[:64]!r} is asked for twice; ask once."
+            message = f"Classifier {name!r} is asked for twice; ask once."
             problems.append(DuplicateClassifierError(message, f"classifiers[{index}]"))
         seen.add(name)
     return problems

@@ -8,6 +8,7 @@
     │   ├── TurnTooLongError
     │   ├── ConversationTooLongError
     │   ├── ClassifierNameMissingError
+    │   ├── ClassifierNameTooLongError
     │   ├── DuplicateClassifierError
     │   ├── TooManyClassifiersError
     │   ├── EmptyBatchError
@@ -106,6 +107,10 @@ class ConversationTooLongError(InvalidRequestError):
 
 class ClassifierNameMissingError(InvalidRequestError):
     """A classifier's name is empty where one is needed."""
+
+
+class ClassifierNameTooLongError(InvalidRequestError):
+    """A classifier's name is longer than any can be, and would be repeated in every result."""
 
 
 class DuplicateClassifierError(InvalidRequestError):

@@ -100,6 +100,7 @@ def listening_of(settings: Settings) -> Listening:
         address=settings.address,
         max_message_bytes=settings.max_message_bytes,
         longest_seconds=settings.longest_seconds,
+        longest_batch_seconds=settings.longest_batch_seconds,
         grace_seconds=settings.grace_seconds,
         limits=Limits(
             settings.max_turns, settings.max_batch, settings.longest_seconds, follow_bytes=settings.max_message_bytes

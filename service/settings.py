@@ -156,6 +156,11 @@ class Settings(BaseSettings):
         "An engine that has work and computes none of it for so long is killed and started again. Less recovers "
         "sooner; it must be longer than a step may take.",
     )
+    longest_batch_seconds: Positive = setting(
+        3600.0,
+        "After which a batch ends that has no deadline or a later one. It waits for room that other calls leave: more "
+        "lets large ones finish beside these; less frees what forgotten ones hold.",
+    )
     grace_seconds: float = setting(
         30.0, "How long a stopping server finishes accepted calls. Longer loses fewer; shorter restarts sooner.", ge=0
     )

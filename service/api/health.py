@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.5
 
+MAX_NAME = 256
+MAX_WATCHERS = 1000
+"""Whoever watches needs no key, so that what all of them hold is bounded: a watcher is kept with its request."""
+
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -35,6 +39,7 @@ class States(health_pb2_grpc.HealthServicer):
         self._states: dict[str, Any] = {}
         self._changed = asyncio.Event()
         self._draining = False
+        self._watchers = 0
 
     def set(self, name: str, state: Any) -> None:
         """Tell all watchers of a name, unless the server stops."""
@@ -60,11 +65,24 @@ class States(health_pb2_grpc.HealthServicer):
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        if len(request.service) > MAX_NAME:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no service has so long a name")
+        if self._watchers >= MAX_WATCHERS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch already; ask by Check")
+        self._watchers += 1
+        try:
+            async for state in self._states_of(request.service):
+                yield health_pb2.HealthCheckResponse(status=state)
+        finally:
+            self._watchers -= 1
+
+    async def _states_of(self, name: str) -> AsyncIterator[Any]:
+        """The state of a name, and each other one that it comes to, until the server stops."""
         told = None
         while True:
-            changed, state = self._changed, self._states.get(request.service, SERVICE_UNKNOWN)
+            changed, state = self._changed, self._states.get(name, SERVICE_UNKNOWN)
             if state != told:
-                yield health_pb2.HealthCheckResponse(status=state)
+                yield state
                 told = state
             elif self._draining:
                 return

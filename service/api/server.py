@@ -40,17 +40,28 @@ ADMIN = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
+KEEPALIVE = (
+    # A caller whose connection was dropped on the way is found out, and what he held is free again.
+    ("grpc.keepalive_time_ms", 120_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Callers may look as well, every 20 s and also while a live conversation is quiet: gRPC itself would end them.
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Listening:
     """How a server is reached and by whom.
 
-    `address`: host and port, 0 for any free one; `longest_seconds`: after which every call ends; `grace_seconds`: how
-    long accepted calls may take when the server stops; `keys`, `tls`: None lets everybody in, in the clear.
+    `address`: host and port, 0 for any free one; `longest_seconds`, `longest_batch_seconds`: after which a call or a
+    batch ends; `grace_seconds`: how long accepted calls may take when the server stops; `keys`, `tls`: None lets
+    everybody in, in the clear.
     """
 
     address: str
     max_message_bytes: int = 4 << 20
     longest_seconds: float = 60.0
+    longest_batch_seconds: float = 3600.0
     grace_seconds: float = 30.0
     limits: Limits = Limits()
     reflection: bool = True
@@ -77,12 +88,16 @@ async def listen(
             MetricsInterceptor(metrics),
             ErrorInterceptor(),
             AuthInterceptor(listening.keys),
-            DeadlineInterceptor(listening.longest_seconds),
+            DeadlineInterceptor(listening.longest_seconds, listening.longest_batch_seconds),
             TracingInterceptor(tracing),
             AdmissionInterceptor(admission),
             DecodeInterceptor(),
         ],
-        options=[("grpc.max_receive_message_length", listening.max_message_bytes), ("grpc.so_reuseport", 0)],
+        options=[
+            ("grpc.max_receive_message_length", listening.max_message_bytes),
+            ("grpc.so_reuseport", 0),
+            *KEEPALIVE,
+        ],
     )
     services = [SERVICE]
     classification_service_pb2_grpc.add_ClassificationServiceServicer_to_server(

@@ -200,6 +200,7 @@ class ClassificationServicer(ClassificationServiceServicer):
         try:
             new = await self._new_turns(live, request)
         except InvalidRequestError as error:
+            call.toll(1)  # reading it was work; and over the rate the call ends, as any other status takes turns over
             return error
         names = request.classifiers.names if request.HasField("classifiers") else None
         live.take_over(request.conversation_id, new, names)

@@ -27,6 +27,7 @@ TABLE: dict[type[errors.FantailError], tuple[StatusCode, ErrorReason.ValueType]]
     errors.TurnTooLongError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_TURN_TOO_LONG),
     errors.ConversationTooLongError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CONVERSATION_TOO_LONG),
     errors.ClassifierNameMissingError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CLASSIFIER_NAME_MISSING),
+    errors.ClassifierNameTooLongError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CLASSIFIER_NAME_TOO_LONG),
     errors.DuplicateClassifierError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CLASSIFIER_DUPLICATED),
     errors.TooManyClassifiersError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_CLASSIFIERS_TOO_MANY),
     errors.MalformedRequestError: (StatusCode.INVALID_ARGUMENT, reasons.ERROR_REASON_REQUEST_MALFORMED),

@@ -39,6 +39,9 @@ SERVICE_CONFIG = {
     ]
 }
 
+RETRIED_BYTES = 4 << 20
+"""Of a request that is kept to be sent again: as much as a server takes; gRPC's own 256 KiB are less than a batch."""
+
 SERVING = b"\x08\x01"
 """grpc.health.v1.HealthCheckResponse{status: SERVING}: two bytes that spare the client a dependency."""
 
@@ -65,7 +68,11 @@ class FantailClient(Connection):
     """
 
     def __init__(self, address: str, *, key: str | None = None, tls: Tls | None = None, retries: bool = True) -> None:
-        options = [("grpc.service_config", json.dumps(SERVICE_CONFIG)), ("grpc.enable_retries", int(retries))]
+        options = [
+            ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+            ("grpc.enable_retries", int(retries)),
+            ("grpc.per_rpc_retry_buffer_size", RETRIED_BYTES),
+        ]
         super().__init__(address, key, tls, options)
         self._attempts = ATTEMPTS if retries else 1
         self._stub = ClassificationServiceStub(self._channel)

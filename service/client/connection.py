@@ -9,6 +9,12 @@ from typing import Any, Self
 
 import grpc
 
+KEEPALIVE = (
+    # What drops a quiet connection on the way tells neither side; a ping finds it out.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -31,6 +37,7 @@ class Connection:
     def __init__(self, address: str, key: str | None, tls: Tls | None, options: Sequence[tuple[str, Any]] = ()) -> None:
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ValueError("a key consists of printable ASCII characters")
+        options = [*KEEPALIVE, *options]
         self._metadata: Metadata = (("authorization", f"Bearer {key}"),) if key else ()
         if tls is None:
             self._channel = grpc.aio.insecure_channel(address, options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -25,7 +26,7 @@ class RpcError(Exception):
 
     def __init__(self, code: grpc.StatusCode, message: str, status: status_pb2.Status) -> None:
         super().__init__(f"{code.name}: {message}")
-        self.code, self.message = code, message
+        self.code, self.message, self._status = code, message, status
         info, request, invalid, retry = (
             error_details_pb2.ErrorInfo(),
             error_details_pb2.RequestInfo(),
@@ -41,6 +42,10 @@ class RpcError(Exception):
         self.request_id = request.request_id
         self.violations = {violation.field: violation.description for violation in invalid.field_violations}
         self.retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For those who carry it from one process to another."""
+        return type(self), (self.code, self.message, self._status), {"messages_ago": self.messages_ago}
 
     @classmethod
     def of_call(cls, error: grpc.aio.AioRpcError) -> RpcError:

@@ -7,12 +7,16 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 import grpc
+from google.rpc import status_pb2
 
 from service.client.conversation import Turns, conversation, duration
 from service.client.errors import RpcError
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 
 Value = TypeVar("Value")
+
+LATE_SECONDS = 5.0
+"""How long after a message's time the server may still say what became of it; then it is taken for gone."""
 
 CORE_FAILED = "Internal error from Core"
 """What grpc.aio says of a write to a call that has ended."""
@@ -23,7 +27,7 @@ class FollowedConversation:
 
     def __init__(self, call: Any, classifiers: Sequence[str], id: str) -> None:
         self._call, self._id, self._messages = call, id, 0
-        self._ending = Ending(call)
+        self._ending, self._given_up = Ending(call), False
         self._classifiers: Sequence[str] | None = classifiers or None
 
     async def tell(
@@ -33,9 +37,9 @@ class FollowedConversation:
 
         No turns: ask about the conversation as it stands. `classifiers`: ask these from now on, () for all; `timeout`:
         seconds for this answer. Raises RpcError; after INVALID_ARGUMENT the turns are not part of the conversation,
-        after any other code they are, and the conversation can be gone on with unless the call itself has ended. A
-        message that returned None and is refused is heard of when a later one is told, or on leaving:
-        `RpcError.messages_ago`.
+        after any other code they are, and the conversation can be gone on with unless the call itself has ended: as
+        where not even a refusal comes within some seconds of the `timeout`. A message that returned None and is refused
+        is heard of when a later one is told, or on leaving: `RpcError.messages_ago`.
         """
         before = self._classifiers
         if classifiers is not None:
@@ -44,7 +48,11 @@ class FollowedConversation:
         if turns and turns[-1][0] != "customer":
             return None
         try:
-            return await self._answer()
+            async with asyncio.timeout(None if timeout is None else timeout + LATE_SECONDS):
+                return await self._answer()
+        except TimeoutError:
+            self._given_up = True  # gRPC has ended the call with the reading that was given up
+            raise given_up() from None
         except RpcError as error:
             if error.code is grpc.StatusCode.INVALID_ARGUMENT and not error.messages_ago:
                 self._classifiers = before
@@ -52,6 +60,8 @@ class FollowedConversation:
 
     async def finish(self) -> None:
         """Say no more. Raises RpcError for what ended the call before, or for messages refused unheard of."""
+        if self._given_up:
+            return
         await self._call.done_writing()
         refused: RpcError | None = None
         while (response := await self._read()) is not grpc.aio.EOF:
@@ -70,6 +80,8 @@ class FollowedConversation:
         return request
 
     async def _write(self, request: pb.FollowRequest) -> None:
+        if self._given_up:
+            raise given_up()
         try:
             await self._call.write(request)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
@@ -103,6 +115,12 @@ class FollowedConversation:
         error = RpcError.of_status(response.status, self._messages - response.message)
         error.__cause__ = earlier
         return error
+
+
+def given_up() -> RpcError:
+    """The error of a message that nobody has answered in time, and of those after it."""
+    message = "the server said nothing in time, and the conversation is over"
+    return RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, message, status_pb2.Status())
 
 
 class Ending:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import os
 import threading
 from collections.abc import Coroutine, Generator, Iterator, Sequence
 from types import TracebackType
@@ -25,13 +26,14 @@ Value = TypeVar("Value")
 
 
 class FantailSyncClient:
-    """Talks to one server; use it as a context manager, from any thread.
+    """Talks to one server; use it as a context manager, from any thread of the process that made it.
 
     >>> with FantailSyncClient("127.0.0.1:50051") as client:
     ...     answer = client.fan_out([("customer", "where is my refund??")], timeout=5)
     """
 
     def __init__(self, address: str, *, key: str | None = None, tls: Tls | None = None) -> None:
+        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fantail-client", daemon=True)
         self._thread.start()
@@ -120,9 +122,11 @@ class FantailSyncClient:
 
     def _run(self, work: Coroutine[Any, Any, Value]) -> Value:
         """The result of work on the loop. Raises what it raises, and RpcError when the client is closed meanwhile."""
-        if self._loop.is_closed():
-            work.close()
-            raise RuntimeError("the client is closed")
+        if (forked := os.getpid() != self._process) or self._loop.is_closed():
+            work.close()  # nobody would do it
+            raise RuntimeError(
+                "the client is of another process; make one in each" if forked else "the client is closed"
+            )
         try:
             return asyncio.run_coroutine_threadsafe(work, self._loop).result()
         except concurrent.futures.CancelledError:

@@ -82,10 +82,10 @@ async def test_what_is_not_ready_at_the_deadline_has_a_status_and_its_work_is_ca
     serve: Serve, engine: HoldingEngine, builder: PromptBuilder
 ) -> None:
     engine.hold(about("two", builder))
-    async with grpc.aio.insecure_channel(await serve(longest_seconds=1.0)) as channel:
+    async with grpc.aio.insecure_channel(await serve(longest_batch_seconds=1.0)) as channel:
         found = errors(await ClassificationServiceStub(channel).ClassifyBatch(REQUEST, timeout=DEADLINE_S))
     assert [error is None for error in found] == [True, False, True]
     assert found[1]
     assert (found[1].code, found[1].reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "ERROR_REASON_DEADLINE_EXCEEDED")
-    assert found[1].message == "The answer was not ready at the server's limit of 1 s for a call."
+    assert found[1].message == "The answer was not ready at the server's limit of 1 s for a batch."
     assert engine.cancelled == len(NAMES)

@@ -187,3 +187,21 @@ async def test_a_server_may_isolate_every_caller(serve: Serve, tmp_path: Path, s
 async def test_without_keys_everybody_shares(channel: grpc.aio.Channel, engine: WatchedEngine) -> None:
     await ClassificationServiceStub(channel).FanOut(fan_out_request(), timeout=DEADLINE_S)
     assert {request.cache_salt for request in engine.requests} == {""}
+
+
+async def test_messages_that_are_refused_count_against_the_rate_and_end_the_call_beyond_it(
+    serve: Serve, tmp_path: Path
+) -> None:
+    nothing = pb.FollowRequest(turns=[pb.Turn(role=pb.ROLE_CUSTOMER, text=" ")])
+    async with grpc.aio.insecure_channel(await serve(keys=ring_of(tmp_path, LIMITED))) as channel:
+        call = ClassificationServiceStub(channel).Follow(timeout=DEADLINE_S, metadata=bearer("first"))
+        codes = []
+        for _ in range(3):  # of three calls that it may make at once this is one, and two messages are the others
+            await call.write(nothing)
+            codes.append((await call.read()).status.code)
+        assert codes == [grpc.StatusCode.INVALID_ARGUMENT.value[0]] * 3
+        await call.write(nothing)
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await call.read()
+    error = RpcError.of_call(ended.value)
+    assert (error.code, error.reason) == EXHAUSTED

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from service.classify import Classify
-from service.client import FantailClient, FollowedConversation, RpcError
+from service.client import FantailClient, FollowedConversation, RpcError, following
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1.classification_service_pb2_grpc import (
     ClassificationServiceServicer,
@@ -90,3 +90,27 @@ async def test_a_lost_connection_is_unavailable(turns_of_the_loop: int) -> None:
         )
     assert [error.code for error in errors] == [grpc.StatusCode.UNAVAILABLE] * 2
     await stopped[0]
+
+
+class Silent(ClassificationServiceServicer):
+    """Takes every message, and says nothing."""
+
+    async def Follow(self, requests: Any, context: Any) -> AsyncIterator[pb.FollowResponse]:
+        async for _ in requests:
+            pass
+        yield pb.FollowResponse()
+
+
+async def test_a_message_has_a_deadline_also_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "LATE_SECONDS", 0.05)
+    server = grpc.aio.server()
+    add_ClassificationServiceServicer_to_server(Silent(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with FantailClient(f"127.0.0.1:{port}") as client, client.follow(timeout=DEADLINE_S) as live:
+        with pytest.raises(RpcError) as failure:
+            await live.tell(HELLO, timeout=0.05)
+        assert failure.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        with pytest.raises(RpcError):
+            await live.tell(HELLO)
+    await server.stop(0)

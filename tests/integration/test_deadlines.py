@@ -209,7 +209,7 @@ async def test_of_the_callers_deadline_and_the_servers_the_earlier_counts(
 async def statuses_of_batch(serve: Serve, conversations: int) -> list[tuple[grpc.StatusCode, str]]:
     """Of a batch without a deadline, of which every item fails."""
     request = pb.ClassifyBatchRequest(conversations=[pb.Conversation(turns=REFUND)] * conversations)
-    async with grpc.aio.insecure_channel(await serve(longest_seconds=SOON_S)) as channel:
+    async with grpc.aio.insecure_channel(await serve(longest_batch_seconds=SOON_S)) as channel:
         response = await ClassificationServiceStub(channel).ClassifyBatch(request)
     errors = [RpcError.of_status(item.status) for item in response.items]
     return [(error.code, error.reason) for error in errors]
@@ -254,3 +254,14 @@ async def test_the_engine_is_told_to_compute_last_what_nobody_waits_for(
     await stub.ClassifyBatch(batch, timeout=DEADLINE_S)
     told = priorities(engine, registry)
     assert min(told.values()) > max(waited_for.values())
+
+
+async def test_a_batch_has_a_limit_of_its_own(serve: Serve, engine: HalfStuckEngine) -> None:
+    address = await serve(longest_seconds=NEVER_S, longest_batch_seconds=SOON_S)
+    engine.gate.clear()
+    request = pb.ClassifyBatchRequest(conversations=[pb.Conversation(turns=REFUND)], classifiers=NAMES)
+    async with grpc.aio.insecure_channel(address) as channel:
+        (item,) = (await ClassificationServiceStub(channel).ClassifyBatch(request, timeout=NEVER_S)).items
+    error = RpcError.of_status(item.status)
+    assert (error.code, error.reason) == LATE
+    assert error.message.endswith(f"the server's limit of {SOON_S:g} s for a batch.")

@@ -12,7 +12,8 @@ from grpc_health.v1.health_pb2_grpc import HealthStub, add_HealthServicer_to_ser
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
-from service.api.health import Health
+from service.api import health as health_module
+from service.api.health import MAX_NAME, Health
 from service.api.server import SERVICE
 from service.catalogue import Catalogue
 from service.registry.registry import Registry
@@ -121,3 +122,25 @@ async def test_calls_are_answered_while_health_is_watched(serve: Serve) -> None:
         assert await _state(stub, SERVICE) == SERVING
         for watch in watches:
             watch.cancel()
+
+
+async def test_a_watched_name_may_not_be_longer_than_any(followed: tuple[Health, HealthStub]) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await anext(aiter(followed[1].Watch(HealthCheckRequest(service="x" * (MAX_NAME + 1)), timeout=DEADLINE_S)))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_no_more_than_so_many_watch(followed: tuple[Health, HealthStub], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_module, "MAX_WATCHERS", 2)
+    stub = followed[1]
+    first, second = (stub.Watch(HealthCheckRequest(), timeout=DEADLINE_S) for _ in range(2))
+    for watcher in (first, second):
+        await watcher.read()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.Watch(HealthCheckRequest(), timeout=DEADLINE_S).read()
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    first.cancel()
+    async with asyncio.timeout(DEADLINE_S):
+        while followed[0].servicer._watchers > 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert await stub.Watch(HealthCheckRequest(), timeout=DEADLINE_S).read() is not grpc.aio.EOF

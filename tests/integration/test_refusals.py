@@ -87,6 +87,10 @@ BAD_NAMES = [
         {"classifiers[1]": "Name 1 is empty", "classifiers[2]": "Name 2 is empty"}, id="FanOut ''",
     ),
     pytest.param(
+        fan_out_request("x" * 64, "y" * 65), "CLASSIFIER_NAME_TOO_LONG", {"classifiers[1]": "has 65 characters"},
+        id="name too long",
+    ),
+    pytest.param(
         fan_out_request(PLAIN, ACTIVATED, PLAIN, PLAIN), "CLASSIFIER_DUPLICATED",
         {"classifiers[2]": f"{PLAIN!r} is asked for twice; ask once", "classifiers[3]": PLAIN}, id="duplicates",
     ),

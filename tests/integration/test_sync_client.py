@@ -280,3 +280,10 @@ async def test_a_closed_client_makes_no_calls(address: str) -> None:
 
     with pytest.raises(RuntimeError, match="the client is closed"):
         await asyncio.to_thread(call)
+
+
+def test_a_client_of_before_a_fork_says_so_instead_of_waiting(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = FantailSyncClient(address)
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    with pytest.raises(RuntimeError, match="of another process; make one in each"):
+        client.list_classifiers(timeout=DEADLINE_S)

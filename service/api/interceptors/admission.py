@@ -6,9 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from service.admission import Admission
-from service.api.interceptors.around import LONG_LIVED, OURS, AroundInterceptor, Context
-
-BATCH = "/ClassifyBatch"
+from service.api.interceptors.around import BATCH, LONG_LIVED, OURS, AroundInterceptor, Context
 
 
 class AdmissionInterceptor(AroundInterceptor):

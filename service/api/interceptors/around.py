@@ -16,6 +16,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 OURS = "/fantail."
 """How our own services' methods begin; health and reflection are somebody else's."""
 
+BATCH = "/ClassifyBatch"
 LONG_LIVED = "/Follow"
 """How methods end whose calls last as long as a conversation."""
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from service.api.interceptors.around import LONG_LIVED, OURS, AroundInterceptor, Context
+from service.api.interceptors.around import BATCH, LONG_LIVED, OURS, AroundInterceptor, Context
 from service.call import changed_call
 from service.deadline import Deadline
 from service.errors import DeadlineExceededError
@@ -16,10 +16,11 @@ SLACK_SECONDS = 1.0
 
 
 class DeadlineInterceptor(AroundInterceptor):
-    """`longest_seconds`: after which a call ends that has no deadline, or a later one."""
+    """`longest_seconds`, of a batch `longest_batch_seconds`: after which a call ends that has no deadline, or a later
+    one."""
 
-    def __init__(self, longest_seconds: float) -> None:
-        self._longest = longest_seconds
+    def __init__(self, longest_seconds: float, longest_batch_seconds: float) -> None:
+        self._longest, self._longest_batch = longest_seconds, longest_batch_seconds
 
     @contextlib.asynccontextmanager
     async def around(self, method: str, context: Context) -> AsyncIterator[None]:
@@ -29,8 +30,9 @@ class DeadlineInterceptor(AroundInterceptor):
         deadline = Deadline.after(context.time_remaining())
         # The messages of a long-lived call are given their deadlines by the servicer.
         if not method.endswith(LONG_LIVED):
-            limit = Deadline.after(self._longest)
-            deadline = deadline.no_later_than(limit.named(f"the server's limit of {self._longest:g} s for a call"))
+            seconds, what = (self._longest_batch, "batch") if method.endswith(BATCH) else (self._longest, "call")
+            limit = Deadline.after(seconds).named(f"the server's limit of {seconds:g} s for a {what}")
+            deadline = deadline.no_later_than(limit)
         with changed_call(deadline=deadline):
             if method.endswith(LONG_LIVED):
                 yield

@@ -201,6 +201,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "ERROR_REASON_FOLDER_OUTSIDE", "domain": "fantail.v1",
               "metadata": {"field": "folder"}} with INVALID_ARGUMENT
     """
+    ERROR_REASON_CLASSIFIER_NAME_TOO_LONG: _ErrorReason.ValueType  # 31
+    """A classifier's name is longer than any can be.
+
+    Example: {"reason": "ERROR_REASON_CLASSIFIER_NAME_TOO_LONG", "domain": "fantail.v1",
+              "metadata": {"field": "classifiers[0]", "max_characters": "64"}} with INVALID_ARGUMENT
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason in google.rpc.ErrorInfo, whose domain is "fantail.v1". Reasons are added, never reused."""
@@ -383,5 +389,11 @@ ERROR_REASON_FOLDER_OUTSIDE: ErrorReason.ValueType  # 30
 
 Example: {"reason": "ERROR_REASON_FOLDER_OUTSIDE", "domain": "fantail.v1",
           "metadata": {"field": "folder"}} with INVALID_ARGUMENT
+"""
+ERROR_REASON_CLASSIFIER_NAME_TOO_LONG: ErrorReason.ValueType  # 31
+"""A classifier's name is longer than any can be.
+
+Example: {"reason": "ERROR_REASON_CLASSIFIER_NAME_TOO_LONG", "domain": "fantail.v1",
+          "metadata": {"field": "classifiers[0]", "max_characters": "64"}} with INVALID_ARGUMENT
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

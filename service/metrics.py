@@ -76,6 +76,12 @@ LIST = (
     Metric("counter", "shed", "Answers left out of a fan-out for want of room.", ("classifier", "priority")),
     Metric("counter", "failed", "Answers that the engine failed to give.", ("classifier",)),
     Metric("counter", "late", "Answers that were not ready at the deadline.", ("classifier",)),
+    Metric(
+        "counter",
+        "parts_failed",
+        "Messages of Follow and items of batches without answers, by reason.",
+        ("method", "reason"),
+    ),
     Metric("counter", "answers", "Answers by label.", (*REVISION, "label")),
     Metric("histogram", "confidence", "Calibrated probability of the chosen label.", REVISION, "ratio", SHARES),
     Metric("counter", "abstained", "Answers marked as not to be acted on.", (*REVISION, "reason")),
@@ -163,6 +169,9 @@ class Metrics(Observer):
 
     def failed(self, classifier: Classifier) -> None:
         self._metrics["failed"].labels(classifier.name).inc()
+
+    def part_failed(self, method: str, reason: str) -> None:
+        self._metrics["parts_failed"].labels(method, reason).inc()
 
     def late(self, classifier: Classifier) -> None:
         self._metrics["late"].labels(classifier.name).inc()

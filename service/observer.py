@@ -30,6 +30,9 @@ class Observer:
     def late(self, classifier: Classifier) -> None:
         """A classifier was not ready at the deadline."""
 
+    def part_failed(self, method: str, reason: str) -> None:
+        """A message of a live conversation or an item of a batch got an error in the place of all its answers."""
+
     def shadowed(self, answer: Classification, shadow: Classification | None) -> None:
         """A revision in the shadow answered too; None: it could not, or there was no room for it."""
 
@@ -63,6 +66,10 @@ class Observers(Observer):
     def late(self, classifier: Classifier) -> None:
         for each in self._observers:
             each.late(classifier)
+
+    def part_failed(self, method: str, reason: str) -> None:
+        for each in self._observers:
+            each.part_failed(method, reason)
 
     def shadowed(self, answer: Classification, shadow: Classification | None) -> None:
         for each in self._observers:

@@ -26,7 +26,7 @@ from service.api.convert import (
     turns_problems,
     usage_to_proto,
 )
-from service.api.status import DEFECT
+from service.api.status import DEFECT, reason_name
 from service.call import Call, current_call
 from service.classify import Answers, Classify, name_problems
 from service.deadline import Deadline
@@ -117,7 +117,7 @@ class ClassificationServicer(ClassificationServiceServicer):
 
         async def item(index: int) -> Answers | FantailError:
             async with permits:
-                return await outcome(self._answers_in_batch(request, index, call), call)
+                return await self._outcome("ClassifyBatch", self._answers_in_batch(request, index, call), call)
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(item(index)) for index in range(len(request.conversations))]
@@ -204,7 +204,7 @@ class ClassificationServicer(ClassificationServiceServicer):
             return error
         names = request.classifiers.names if request.HasField("classifiers") else None
         live.take_over(request.conversation_id, new, names)
-        return await outcome(self._answers_of(live, call), call) if live.wants_answers(new) else None
+        return await self._outcome("Follow", self._answers_of(live, call), call) if live.wants_answers(new) else None
 
     async def _answers_of(self, live: LiveConversation, call: Call) -> Answers:
         call.toll(1)
@@ -222,6 +222,22 @@ class ClassificationServicer(ClassificationServiceServicer):
             raise
         return new
 
+    async def _outcome(self, method: str, work: Awaitable[Answers], call: Call) -> Answers | FantailError:
+        """What came of one part of a call: an error is that part's alone, unless it is the caller's; defects are
+        logged."""
+        failed: FantailError
+        try:
+            return await work
+        except CallerError:
+            raise
+        except FantailError as error:
+            failed = error
+        except Exception:
+            logger.exception("request %s: one part failed", call.request_id)
+            failed = DEFECT
+        self._classify.observer.part_failed(method, reason_name(failed))
+        return failed
+
     def _message_problems(self, live: LiveConversation, request: pb.FollowRequest) -> list[InvalidRequestError]:
         problems = turns_problems(request.turns, len(live.turns), self._limits.max_turns, "turns")
         problems += text_problems(request.turns, live.text_bytes, self._limits.follow_bytes, "turns")
@@ -231,19 +247,6 @@ class ClassificationServicer(ClassificationServiceServicer):
         for each in names:
             move(each, "classifiers", "classifiers.names")
         return [*problems, *timeout_problems(request), *names]
-
-
-async def outcome(work: Awaitable[Answers], call: Call) -> Answers | FantailError:
-    """What came of one part of a call: an error is that part's alone, unless it is the caller's; defects are logged."""
-    try:
-        return await work
-    except CallerError:
-        raise
-    except FantailError as error:
-        return error
-    except Exception:
-        logger.exception("request %s: one part failed", call.request_id)
-        return DEFECT
 
 
 def move(error: InvalidRequestError, old: str, new: str) -> None:

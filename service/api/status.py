@@ -58,6 +58,11 @@ DEFECT = errors.FantailError("The server has a defect; report it with the reques
 """Stands for every exception that is not ours: its text stays in the log."""
 
 
+def reason_name(error: errors.FantailError) -> str:
+    """The name of an error's reason, as its details have it."""
+    return ErrorReason.Name(TABLE[type(error)][1] if type(error) in TABLE else reasons.ERROR_REASON_DEFECT)
+
+
 def rpc_status(error: errors.FantailError, request_id: str) -> status_pb2.Status:
     """The status of an error with its details; an error outside the table is a defect."""
     code, reason = TABLE.get(type(error), (StatusCode.INTERNAL, reasons.ERROR_REASON_DEFECT))

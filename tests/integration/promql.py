@@ -7,7 +7,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 FUNCTIONS = {
-    *("abs", "avg", "count", "histogram_quantile", "increase", "label_values", "max", "min", "rate", "sum", "vector"),
+    *(
+        "abs",
+        "avg",
+        "changes",
+        "count",
+        "histogram_quantile",
+        "increase",
+        "label_values",
+        "max",
+        "min",
+        "rate",
+        "sum",
+        "vector",
+    ),
     *("and", "bool", "by", "group_left", "on", "or"),
 }
 TEXT = re.compile(r'"[^"]*"')

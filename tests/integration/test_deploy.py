@@ -29,7 +29,7 @@ RULES: list[dict[str, Any]] = [
 ]
 UNIT_TESTS: list[dict[str, Any]] = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text(encoding="utf-8"))["tests"]
 
-OF_PROMETHEUS = {"up": {"job", "instance"}}
+OF_PROMETHEUS = {"up": {"job", "instance"}, "process_start_time_seconds": {"job", "instance"}}
 """What Prometheus itself adds to a scrape."""
 
 OF_EVERY_SERIES = {"job", "instance"}

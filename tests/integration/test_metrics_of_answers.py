@@ -10,9 +10,10 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from service.admission import Admission
+from service.admission import Admission, Job
 from service.classify import Classify
 from service.client import FantailClient, RpcError
+from service.deadline import Deadline
 from service.domain import Calibration, Conversation, Priority, Role, Turn
 from service.errors import EngineError
 from service.metrics import serve_metrics
@@ -218,3 +219,16 @@ async def test_nothing_of_a_conversation_is_shown(
     body = scrape(port, accept).body
     assert "fantail_calls_total" in body
     assert not [text for text in (*SPOKEN.split(), identity) if len(text) > 4 and text in body]
+
+
+async def test_a_message_or_an_item_without_answers_is_counted_by_its_reason(
+    client: FantailClient, admission: Admission, look: Look
+) -> None:
+    admission.max_tokens = 1
+    async with client.follow(timeout=DEADLINE_S) as live:
+        with admission.admit(0, [Job(1)], Deadline()), pytest.raises(RpcError):
+            await live.tell(HELLO)
+    response = await client.classify_batch([[("customer", " ")]], timeout=DEADLINE_S)
+    assert response.items[0].HasField("status")
+    found = {tuple(labels.values()): count for labels, count in look().series("fantail_parts_failed_total")}
+    assert found == {("Follow", "ERROR_REASON_OVERLOADED"): 1, ("ClassifyBatch", "ERROR_REASON_TEXT_MISSING"): 1}

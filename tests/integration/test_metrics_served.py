@@ -71,6 +71,7 @@ def use(metrics: Metrics, registry: Registry) -> None:
         metrics.answered(asked, answer)
     metrics.shed(asked)
     metrics.late(asked)
+    metrics.part_failed("Follow", "ERROR_REASON_DEFECT")
     metrics.shadowed(answer, answer)
     metrics.reloaded(ACTIVATED, "loaded")
     metrics.engine_seen(1, SERVING, {ACTIVATED: IN_SLOT})

@@ -6,6 +6,8 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
+import random
 import sys
 import tempfile
 from dataclasses import asdict
@@ -17,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.outcome import Outcome, milliseconds
-from loadtest.output import wide_console
+from loadtest.output import positive, wide_console
 from loadtest.profile import Profile, ProfileError, load_profile
 from loadtest.report import write_report
 from loadtest.run import Target, by_rate, duration_s, is_generator_the_limit, knee, pool, sweep
@@ -35,15 +37,18 @@ def main() -> None:
     parser.add_argument(
         "--rate", type=float, nargs="*", default=[], help="calls a second; several, or none for a sweep"
     )
-    parser.add_argument("--rounds", type=int, default=1, help="how often each of these rates is run, in turn")
+    parser.add_argument("--rounds", type=positive, default=1, help="how often each of these rates is run, in turn")
     parser.add_argument("--address", help="a server that runs already; default a fresh one")
     parser.add_argument("--key", help="API key for it")
-    parser.add_argument("--processes", type=int, default=1, help="generator processes")
-    parser.add_argument("--seed", type=int, default=1, help="equal seeds give equal calls")
+    parser.add_argument("--processes", type=positive, default=1, help="generator processes")
+    parser.add_argument(
+        "--seed", type=positive, help="equal seeds give equal calls, which a server has in its cache; default any"
+    )
     parser.add_argument("--output", type=Path, default=Path("loadtest-report"), help="folder for JSON and HTML")
     options = parser.parse_args()
-    if min(*options.rate, options.processes, options.rounds) <= 0:
-        parser.error("rates, rounds and the number of processes are positive")
+    if not all(0 < rate < math.inf for rate in options.rate):
+        parser.error("rates are positive numbers")
+    options.seed = options.seed or random.randrange(1, 1 << 31)
     if options.rounds > 1 and not options.rate:
         parser.error("rounds are of given rates; a sweep finds its own")
     path = Path(options.profile)

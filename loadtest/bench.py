@@ -21,7 +21,7 @@ from rich.progress import Progress
 from loadtest.comparison import Comparison, has_time_left, worst_difference
 from loadtest.contestants import MERGED, PEERS, Contestant, base_model, fantail
 from loadtest.conversations import conversation
-from loadtest.output import wide_console, write_whole
+from loadtest.output import positive, wide_console, write_whole
 from loadtest.resident import resident_bytes
 from loadtest.server import commit, machine
 
@@ -33,7 +33,7 @@ SETTLE_SECONDS = 1.5
 
 AGREE_TOKENS = 200
 TOLERANCE = 2e-3
-SAME_ANSWERS = ("peft", "peft-mixed")
+SAME_ANSWERS = ("peft", "peft-mixed", "peft-shared")
 """The peers that compute what Fantail does."""
 
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each contestant and length")
+    parser.add_argument("--rounds", type=positive, default=5, help="measurements of each contestant and length")
     parser.add_argument(
         "--budget", type=float, default=240, help="seconds a contestant may take per length, after at least one round"
     )
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--peers", nargs="+", metavar="NAME", choices=PEERS, default=list(PEERS), help=", ".join(PEERS))
     which.add_argument("--only-ours", dest="peers", action="store_const", const=[], help="leave the peers out")
-    parser.add_argument("--output", type=Path, help="also write the measurements as JSON")
+    parser.add_argument("--output", type=Path, default=Path("bench.json"), help="the measurements, as JSON")
     return parser
 
 
@@ -76,7 +76,10 @@ async def agree(fan_out: Contestant, peers: Mapping[str, Contestant], console: C
     """End the program when our answers are not PEFT's; the number of classifiers that answered."""
     turns = conversation(AGREE_TOKENS, "agree")
     _, ours = await fan_out.ask(turns)
-    for peer in [peers[name] for name in SAME_ANSWERS if name in peers]:
+    compared = [peers[name] for name in SAME_ANSWERS if name in peers]
+    if not compared:
+        console.print("no peer computes what Fantail does, so that its answers are not compared with PEFT's")
+    for peer in compared:
         _, theirs = await peer.ask(turns)
         worst = worst_difference(ours, theirs)
         console.print(f"largest difference from the probabilities of {peer.title}: {worst:.1e}")
@@ -92,7 +95,7 @@ async def measure(
     for entrant in entrants:
         for number in range(WARM_UPS):
             await entrant.ask(conversation(WARM_UP_TOKENS, f"warm-up {number} {entrant.title}"))
-        comparison.resident_bytes[entrant.title] = resident_bytes(entrant.pid)
+        comparison.weigh(entrant.title, resident_bytes(entrant.pid))
     with Progress(console=console) as progress:
         bar = progress.add_task("measuring", total=len(options.lengths) * options.rounds * len(entrants))
         for length in options.lengths:
@@ -103,14 +106,14 @@ async def measure(
                         await asyncio.sleep(SETTLE_SECONDS)
                         seconds, _ = await entrant.ask(conversation(length, f"{length} {round_number} {entrant.title}"))
                         comparison.add(entrant.title, length, seconds)
+                        comparison.weigh(entrant.title, resident_bytes(entrant.pid))
                         write(comparison, options.output)
 
 
-def write(comparison: Comparison, output: Path | None) -> None:
+def write(comparison: Comparison, output: Path) -> None:
     """Keep what is measured so far, so that an interrupted run is not lost."""
-    if output:
-        facts = {"machine": machine(), "commit": commit()} | comparison.to_json()
-        write_whole(output, json.dumps(facts, indent=1) + "\n")
+    facts = {"machine": machine(), "commit": commit()} | comparison.to_json()
+    write_whole(output, json.dumps(facts, indent=1) + "\n")
 
 
 def show(comparison: Comparison, peers: Mapping[str, Contestant], classifiers: int, console: Console) -> None:

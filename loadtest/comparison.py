@@ -34,6 +34,10 @@ class Comparison:
     def add(self, contestant: str, length: int, seconds: float) -> None:
         self.seconds.setdefault(contestant, {}).setdefault(length, []).append(seconds)
 
+    def weigh(self, contestant: str, resident: int) -> None:
+        """Keep the most that a contestant was seen to hold."""
+        self.resident_bytes[contestant] = max(resident, self.resident_bytes.get(contestant, 0))
+
     def taken(self, contestant: str, length: int) -> Sequence[float]:
         return self.seconds.get(contestant, {}).get(length, [])
 

@@ -121,6 +121,13 @@ PEERS = {
         "transformers and PEFT, float32: all prompts in one forward pass, an adapter for each row (adapter_names).",
         worker("peft_mixed"),
     ),
+    "peft-shared": Peer(
+        "PEFT, one reading",
+        "transformers and PEFT, float32: the conversation read once by the base, then set_adapter and a forward pass "
+        "over the tail alone for each classifier, on the cached KV. No call of PEFT's, but what can be written around "
+        "it.",
+        worker("peft_shared"),
+    ),
     "stock-vllm": Peer(
         "stock vLLM server",
         "vLLM's OpenAI server without the plugin, float32, prefix caching: a completion of one token for each plain "

@@ -26,7 +26,7 @@ from loadtest.baselines.prompts import Prompts, Task
 from loadtest.baselines.worker import Worker
 from loadtest.contestants import CALL_SECONDS, CLASSIFIERS, base_model, timed
 from loadtest.conversations import conversation
-from loadtest.output import wide_console
+from loadtest.output import positive, wide_console
 from loadtest.server import ROOT, commit, fresh_server, machine
 from service.client import FantailClient
 
@@ -129,7 +129,7 @@ async def run(options: argparse.Namespace, console: Console) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtest.limit", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=positive, default=9)
     parser.add_argument("--lengths", type=int, nargs="+", default=(100, 320, 1000, 2000), help="tokens of conversation")
     asyncio.run(run(parser.parse_args(), wide_console()))
 

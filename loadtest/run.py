@@ -25,6 +25,10 @@ GROWTH = 1.5
 """From one run of a sweep to the next."""
 
 MOST_STEPS = 14
+
+MOST_RUNS = 1000
+"""Of one load test: seeds are that far apart, so that the next explicit one shares no run with this one."""
+
 KNEE_SHARE = 0.95
 """The knee is the highest rate of which at least so much is answered well."""
 
@@ -68,23 +72,23 @@ async def sweep(
     """
     if rates:
         for step, rate in enumerate([*rates] * rounds):
-            yield rate, await run(profile_path, target, rate, seed + step, processes)
+            yield rate, await run(profile_path, target, rate, seed * MOST_RUNS + step, processes)
         return
-    rate = await first_rate(target)
+    rate = await first_rate(target, seed)
     for step in range(MOST_STEPS):
-        outcome = await run(profile_path, target, rate, seed + step, processes)
+        outcome = await run(profile_path, target, rate, seed * MOST_RUNS + step, processes)
         yield rate, outcome
         if outcome.goodput < 0.5 * outcome.offered_rate:
             return
         rate *= GROWTH
 
 
-async def first_rate(target: Target) -> float:
+async def first_rate(target: Target, seed: int) -> float:
     """A rate that any server bears: a third of what calls one after the other reach."""
     async with FantailClient(target.address, key=target.key) as client:
         began = time.perf_counter()
         for number in range(3):
-            await client.fan_out([("customer", f"how fast are you, number {number}? " * 20)], timeout=120)
+            await client.fan_out([("customer", f"how fast are you, number {number} of {seed}? " * 20)], timeout=120)
         return 1.0 / (time.perf_counter() - began)
 
 

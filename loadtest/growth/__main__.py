@@ -20,7 +20,7 @@ from loadtest.growth.adapters import ADAPTERS, SLOTS, memory, per_adapter
 from loadtest.growth.curve import Curve, draw, show
 from loadtest.growth.requests import CONVERSATION_TOKENS, TURNS, per_call, per_classifier, per_token, per_turn
 from loadtest.growth.revisions import REVISIONS, per_revision
-from loadtest.output import wide_console, write_whole
+from loadtest.output import positive, wide_console, write_whole
 from loadtest.server import commit, machine
 
 WIDTH = 140
@@ -43,7 +43,7 @@ CURVES: dict[str, tuple[str, str, str, Measure, int]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtest.growth", description=__doc__)
     parser.add_argument("curves", nargs="*", help=f"of {', '.join(CURVES)}; default all")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--output", type=Path, help="also write everything as JSON, and beside it the curves as SVG")
     options = parser.parse_args()
     if unknown := set(options.curves) - set(CURVES):

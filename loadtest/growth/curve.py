@@ -42,7 +42,7 @@ def show(curve: Curve, console: Console) -> None:
     table.add_column("")
     places = sorted({x for points in curve.values.values() for x in points})
     if len(places) > MOST_COLUMNS:
-        places = places[:: len(places) // MOST_COLUMNS + 1] + places[-1:]
+        places = places[: -1 : len(places) // MOST_COLUMNS + 1] + places[-1:]
     for x in places:
         table.add_column(f"{x:g}", justify="right")
     table.add_column(f"fit: at 0 + per {curve.x}", justify="right")

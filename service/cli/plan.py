@@ -24,7 +24,7 @@ DEFAULTS = {
 assumed for a card of 24 GB, of which 22.5 GiB are seen: half of 70 TFLOP/s and four fifths of 600 GB/s."""
 
 VLLM_STEP_TOKENS = 2048
-"""What vLLM chooses itself, except on GPUs of 70 GiB and more."""
+"""What vLLM chooses itself for an engine that is started as ours is, on any machine."""
 
 SAME_SETTINGS = {"spare_adapters", "max_rank", "concurrent_sequences", "kv_gib", "gpu_memory_share"}
 

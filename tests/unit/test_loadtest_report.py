@@ -190,8 +190,10 @@ def test_the_command_says_where_the_generator_was_the_limit() -> None:
         pytest.param(["nothing-like-it"], "nothing-like-it.toml", id="unknown profile"),
         pytest.param(["short", "--rate", "0"], "positive", id="no calls at all"),
         pytest.param(["short", "--rate", "1", "-2"], "positive", id="a negative rate"),
-        pytest.param(["short", "--processes", "0"], "positive", id="no generator"),
-        pytest.param(["short", "--rate", "1", "--rounds", "0"], "positive", id="no rounds"),
+        pytest.param(["short", "--rate", "inf"], "positive", id="an endless rate"),
+        pytest.param(["short", "--rate", "nan"], "positive", id="a rate that is no number"),
+        pytest.param(["short", "--processes", "0"], "not a number of 1 or more", id="no generator"),
+        pytest.param(["short", "--rate", "1", "--rounds", "0"], "not a number of 1 or more", id="no rounds"),
         pytest.param(["short", "--rounds", "5"], "of given rates", id="rounds of a sweep"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.outcome import Outcome
-from loadtest.run import GROWTH, KNEE_SHARE, MOST_STEPS, Target, by_rate, is_generator_the_limit, knee, sweep
+from loadtest.run import GROWTH, KNEE_SHARE, MOST_RUNS, MOST_STEPS, Target, by_rate, is_generator_the_limit, knee, sweep
 from tests.traffic import outcome
 
 TARGET = Target("nowhere", ("refund",))
@@ -76,7 +76,7 @@ class Runs:
 
 @pytest.fixture
 def make_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], float]], Runs]:
-    async def first_rate(target: Target) -> float:
+    async def first_rate(target: Target, seed: int) -> float:
         return FIRST_RATE
 
     def make(borne: Callable[[float], float]) -> Runs:
@@ -100,7 +100,7 @@ async def test_rounds_take_the_rates_in_turn(make_runs: MakeRuns) -> None:
     runs = make_runs(lambda rate: rate)
     made = [each async for each in sweep(Path("test.toml"), TARGET, (4.0, 1.0), 7, 1, rounds=3)]
     assert runs.rates == [4.0, 1.0] * 3
-    assert runs.seeds == list(range(7, 13))
+    assert runs.seeds == list(range(7 * MOST_RUNS, 7 * MOST_RUNS + 6))
     assert {rate: len(outcomes) for rate, outcomes in by_rate(made).items()} == {4.0: 3, 1.0: 3}
 
 
@@ -120,5 +120,6 @@ async def test_a_server_that_bears_everything_ends_the_sweep_some_time(make_runs
 async def test_no_run_finds_the_conversations_of_an_earlier_one(make_runs: MakeRuns, rates: tuple[float, ...]) -> None:
     runs = make_runs(lambda rate: 3.0)
     await runs.sweep(*rates)
-    assert runs.seeds == list(range(7, 7 + len(runs.rates)))
+    assert len(set(runs.seeds)) == len(runs.rates)
+    assert 7 * MOST_RUNS <= min(runs.seeds) <= max(runs.seeds) < 8 * MOST_RUNS, "the next seed's are others"
     assert len(runs.seeds) > 2

@@ -40,6 +40,9 @@ ADMIN = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
+TELLING_SECONDS = 1.0
+"""How long a stopping server refuses calls before it sends its callers, held to it by their connections, elsewhere."""
+
 KEEPALIVE = (
     # A caller whose connection was dropped on the way is found out, and what he held is free again.
     ("grpc.keepalive_time_ms", 120_000),
@@ -123,9 +126,9 @@ async def listen(
         clock = asyncio.get_running_loop().time
         ends = clock() + listening.grace_seconds
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(ends):
+            async with asyncio.timeout_at(min(ends, clock() + TELLING_SECONDS)):
                 await admission.idle()  # who calls meanwhile is told that another may answer
-        await server.stop(max(0.0, ends - clock()))
+        await server.stop(max(0.0, ends - clock()))  # tells every connection to go elsewhere, and finishes its calls
 
 
 def bind(server: grpc.aio.Server, listening: Listening) -> int:

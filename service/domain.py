@@ -6,6 +6,9 @@ import enum
 from dataclasses import dataclass
 from pathlib import Path
 
+MAX_NAME = 64
+"""Characters of a classifier's name, which is its folder's."""
+
 
 class Role(enum.StrEnum):
     """Who speaks in a turn; the values are the ones used in labelled data."""

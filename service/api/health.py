@@ -71,23 +71,18 @@ class States(health_pb2_grpc.HealthServicer):
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch already; ask by Check")
         self._watchers += 1
         try:
-            async for state in self._states_of(request.service):
-                yield health_pb2.HealthCheckResponse(status=state)
+            told = None
+            while True:
+                changed, state = self._changed, self._states.get(request.service, SERVICE_UNKNOWN)
+                if state != told:
+                    yield health_pb2.HealthCheckResponse(status=state)
+                    told = state
+                elif self._draining:
+                    return
+                else:
+                    await changed.wait()
         finally:
             self._watchers -= 1
-
-    async def _states_of(self, name: str) -> AsyncIterator[Any]:
-        """The state of a name, and each other one that it comes to, until the server stops."""
-        told = None
-        while True:
-            changed, state = self._changed, self._states.get(name, SERVICE_UNKNOWN)
-            if state != told:
-                yield state
-                told = state
-            elif self._draining:
-                return
-            else:
-                await changed.wait()
 
 
 class Health:

@@ -39,7 +39,6 @@ SERVICE = classification_service_pb2.DESCRIPTOR.services_by_name["Classification
 ADMIN = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
-
 TELLING_SECONDS = 1.0
 """How long a stopping server refuses calls before it sends its callers, held to it by their connections, elsewhere."""
 

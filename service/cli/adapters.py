@@ -108,10 +108,9 @@ def train(
         Training(prompting.base, prompting.tokenizer, prompting.builder, group, files, digests, config, console)
         for group in together(tasks)
     ]
-    for group in groups:  # what will not do is refused before the first hour is spent
-        group.records()
-    for group in groups:
-        group.run()
+    read = [group.records() for group in groups]  # what will not do is refused before the first hour is spent
+    for group, records in zip(groups, read, strict=True):
+        group.run(records)
         refresh_probes(prompting, [task.folder for task in group.tasks], files)
     for group in groups:
         group.forget()

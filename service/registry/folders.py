@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from service.errors import RegistryError
-from service.files import write_whole
+from service.files import sha256, write_whole
 from service.registry.adapter import CONFIG_FILE, WEIGHTS_FILE
 from service.registry.manifest import MANIFEST_FILE, AdapterChoice
 
@@ -101,6 +99,6 @@ def trained_on(folders: Sequence[Path], files: Sequence[Path]) -> list[str]:
     """Names of the files, told by their bytes, that adapters in these folders were trained on."""
     known: set[str] = set()
     for folder in folders:
-        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):  # not every adapter has a record
+        with suppress(OSError, ValueError, KeyError, AttributeError):  # not every adapter has a record
             known |= set(json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["data"].values())
-    return [file.name for file in files if hashlib.sha256(file.read_bytes()).hexdigest() in known]
+    return [file.name for file in files if sha256(file) in known]

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from service.base_model import BaseModel
-from service.domain import Adapter, AdapterKind, Classifier, Probe
+from service.domain import MAX_NAME, Adapter, AdapterKind, Classifier, Probe
 from service.errors import RegistryError
 from service.prompt.builder import PromptBuilder
 from service.prompt.format import MAX_TAIL_TOKENS
@@ -22,8 +22,8 @@ from service.registry.probes import PROBES_FILE, load_probes
 from service.registry.registry import Registry
 from service.registry.snapshots import Snapshots, leading_outside
 
-NAME = re.compile("[a-z][a-z0-9_]{0,63}")
-NAME_HELP = "a classifier's folder name is 1 to 64 of a-z, 0-9 and _, and starts with a letter"
+NAME = re.compile(f"[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}")
+NAME_HELP = f"a classifier's folder name is 1 to {MAX_NAME} of a-z, 0-9 and _, and starts with a letter"
 NOT_CLASSIFIERS = frozenset({"data"})
 """Folders beside the classifiers that hold something else."""
 

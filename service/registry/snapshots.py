@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from service.errors import StartError
+from service.files import cannot_write_to
 
 LOCK = "in-use"
 PREFIX = "serving-"
@@ -60,9 +61,7 @@ def snapshots(cache: Path) -> Iterator[Snapshots]:
                 scratch = Path(held.enter_context(tempfile.TemporaryDirectory(dir=cache, prefix=PREFIX)))
                 held.enter_context(_locked(scratch))
         except OSError as error:
-            raise StartError(
-                f"{cache} cannot be written to ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
-            ) from error
+            raise StartError(cannot_write_to(cache, error)) from error
         yield Snapshots(scratch)
 
 

@@ -112,7 +112,9 @@ def _read_line(line: str, labels: Mapping[str, Sequence[str]], stem: str) -> tup
     ]
     if not parsed.turns or any(not turn.text.strip() for turn in parsed.turns):
         problems.append("a conversation needs turns, and each turn text")
-    if any("\ud800" <= character <= "\udfff" for text in _texts(parsed) for character in text):
+    try:
+        "".join((parsed.id, parsed.source, *(turn.text for turn in parsed.turns))).encode()
+    except UnicodeEncodeError:
         problems.append("half of a character that UTF-16 writes in two, as if cut between them; JSON wrote it as \\ud…")
     conversation = Conversation(parsed.id, tuple(Turn(turn.role, turn.text) for turn in parsed.turns))
     return (None, problems) if problems else (Record(conversation, known, parsed.source or stem), [])
@@ -124,7 +126,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError(f"a name stands twice among {', '.join(name for name, _ in pairs)}")
     return found
-
-
-def _texts(line: _Line) -> list[str]:
-    return [line.id, line.source, *(turn.text for turn in line.turns)]

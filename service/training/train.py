@@ -22,6 +22,7 @@ from service.base_model import BaseModel, cache_folder
 from service.domain import Label
 from service.engine.hardware import GIB, detect_hardware
 from service.errors import ConfigurationError, InvalidRequestError, RegistryError
+from service.files import sha256
 from service.prompt.builder import PromptBuilder
 from service.prompt.labels import prove_labels
 from service.prompt.tokenizer import PromptTokenizer
@@ -33,6 +34,9 @@ from service.training.fan import Fan
 from service.training.loop import UNKNOWN, EpochScores, Example, Trainer, TrainingConfig
 from service.training.plain import PlainFan
 from service.training.records import Record, read_records
+
+Read = tuple[Record, tuple[int, ...]]
+"""A record, and the token ids of its prompt's shared part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +77,19 @@ class Training:
     config: TrainingConfig
     console: Console
 
-    def records(self) -> list[tuple[Record, tuple[int, ...]]]:
-        """What is trained on, and its prompt's shared part. Raises ConfigurationError when it will not do."""
+    def records(self) -> list[Read]:
+        """What is trained on. Raises ConfigurationError when it will not do."""
         records = read_records(self.data, {task.name: list(task.manifest.labels) for task in self.tasks})
         self._require_labels(records)
         # One that carries no label would only be decayed on.
         wanted = [record for record in records if record.split in ("train", "dev") and record.labels]
         return [(record, self._prefix(record)) for record in wanted]
 
-    def run(self) -> None:
-        """Train every task at once and replace its adapter. Resumes a run with the same data and settings."""
-        wanted = self.records()
+    def run(self, wanted: Sequence[Read]) -> None:
+        """Train every task at once on what `records` gave and replace its adapter.
+
+        Resumes a run with the same data and settings.
+        """
         torch.manual_seed(self.config.seed)
         tails = [self.builder.tail(task.manifest.words) for task in self.tasks]
         model = AutoModelForCausalLM.from_pretrained(self.base.path, dtype=torch.float32)
@@ -197,7 +203,7 @@ def digests_of(data: Sequence[Path]) -> dict[str, str]:
     names = [path.name for path in data]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigurationError(f"two data files are called {', '.join(twice)}; rename one")
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in data}
+    return {path.name: sha256(path) for path in data}
 
 
 def together(tasks: Sequence[Task]) -> list[tuple[Task, ...]]:

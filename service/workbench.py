@@ -28,7 +28,7 @@ from service.registry.manifest import MANIFEST_FILE, load_manifest
 from service.registry.probes import PROBES_FILE, probe_conversations, write_probes
 from service.settings import Settings
 from service.start import Prompting, load_prompting, loader_of, start_classify
-from service.training.records import SHARES, Record, read_records
+from service.training.records import Record, in_split, read_records, repeated
 
 MANY_FILES = 8
 """More files than this are counted, not named, where a report says what it is of."""
@@ -91,7 +91,7 @@ async def calibrate(
     """Fit and write `calibration.json` of the named classifiers or all; writes nothing when one cannot be fitted."""
     folders = classifier_folders(settings.classifiers, names)
     manifests = {folder.name: manifest for folder in folders if (manifest := load_manifest(folder)[0]) is not None}
-    records = in_split(read_records(files, labels_of(folders)), "calibration")
+    records = _asked(read_records(files, labels_of(folders)), "calibration", console)
     data = _digests(files)
     async with start_classify(settings, CALIBRATION_FILE) as classify:
         predictions = await _predict(classify, records, console, "asking about the calibration split")
@@ -140,7 +140,7 @@ async def evaluate(settings: Settings, plan: EvaluationPlan, console: Console) -
     require_packages("jinja2", "matplotlib", *learning, *encoder)
     labels = labels_of(classifier_folders(settings.classifiers, plan.names))
     records = read_records(plan.files, labels)
-    asked = in_split(records, plan.split)
+    asked = _asked(records, plan.split, console)
     learnt: list[Record] = []
     if set(TEXT_BASELINES) & set(plan.baselines):
         shipped = read_records(sorted((settings.classifiers / "data").glob("*.jsonl")), labels)
@@ -240,7 +240,7 @@ async def compare_revisions(
 
     async def answers(folder: Path) -> dict[str, Predictions]:
         changed = settings.model_copy(update={"classifiers": folder})
-        records = in_split(read_records(files, labels_of(classifier_folders(folder, []))), split)
+        records = _asked(read_records(files, labels_of(classifier_folders(folder, []))), split, console)
         async with start_classify(changed) as classify:
             if withheld := classify.catalogue.current.withheld:
                 reasons = "\n".join(f"{name}: {why}" for name, why in withheld.items())
@@ -265,14 +265,14 @@ async def compare_revisions(
     return compare(*({name: of for name, of in each.items() if name in (names or each)} for each in found))
 
 
-def in_split(records: Sequence[Record], split: str) -> list[Record]:
-    """Records of a split, or all. Raises ConfigurationError for another word, or when none is left."""
-    if split != "all" and split not in {name for name, _ in SHARES}:
-        raise ConfigurationError(f"{split!r} is no split; say {', '.join(name for name, _ in SHARES)} or all")
-    chosen = [record for record in records if split in ("all", record.split)]
-    if not chosen:
-        raise ConfigurationError(f"the data have no records in the {split} split")
-    return chosen
+def _asked(records: Sequence[Record], split: str, console: Console) -> list[Record]:
+    """Records of a split, or all, as `in_split`; says when some of them stand in another split as well."""
+    asked = in_split(records, split)
+    if split != "all" and (known := repeated(records, asked)):
+        have = f"{len(known)} of {len(asked)} {split} records have the very turns of a record of another split"
+        said = f"{have}, {known[0].conversation.id!r} for one: what was learnt by heart counts as right there"
+        console.print(said, style="yellow", markup=False)
+    return asked
 
 
 async def _predict(

@@ -134,8 +134,7 @@ class Tuning:
         answers = trainer.answers(examples["dev"])
         trainer.checkpoint.unlink(missing_ok=True)
         f1 = [
-            float(macro_f1s(place[None].numpy(), scores.argmax(-1)[None].numpy(), scores.shape[1])[0])
-            for scores, place in answers
+            float(macro_f1s(place.numpy(), scores.argmax(-1).numpy(), scores.shape[1])[0]) for scores, place in answers
         ]
         best = [min(losses) for losses in zip(*(epoch.dev_loss for epoch in trainer.curve), strict=True)]
         right = [float((scores.argmax(-1) == place).float().mean()) for scores, place in answers]

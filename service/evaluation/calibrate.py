@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain import Calibration, Reference
-from service.evaluation.measures import brier, ece
+from service.evaluation.measures import briers, eces
 from service.evaluation.predictions import Predictions
 from service.registry.manifest import Target
 from service.scoring.calibration import calibrate, fit, precision_threshold, recall_threshold
@@ -42,12 +42,12 @@ def fit_calibration(predictions: Predictions, targets: Mapping[str, Target]) -> 
     facts = {
         "records": len(predictions.ids),
         "ece": {
-            "raw": round(ece(predictions.raw, predictions.gold), 4),
-            "calibrated": round(ece(unseen, predictions.gold), 4),
+            "raw": round(float(eces(predictions.raw, predictions.gold)[0]), 4),
+            "calibrated": round(float(eces(unseen, predictions.gold)[0]), 4),
         },
         "brier": {
-            "raw": round(brier(predictions.raw, predictions.gold), 4),
-            "calibrated": round(brier(unseen, predictions.gold), 4),
+            "raw": round(float(briers(predictions.raw, predictions.gold)[0]), 4),
+            "calibrated": round(float(briers(unseen, predictions.gold)[0]), 4),
         },
     }
     shares = np.bincount(unseen.argmax(axis=1), minlength=len(predictions.labels)) / len(unseen)

@@ -15,6 +15,9 @@ BINS = 10
 
 RESAMPLES = 1000
 
+Weights = NDArray[np.float64]
+"""How often each record counts [rows, records]: once in the records as they are; as drawn in each resample of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measures:
@@ -23,7 +26,8 @@ class Measures:
     `macro_f1`: mean over the labels that occur among the records; NaN when only one does, as is `auc` (one against
     the rest, mean over labels). `ece`: expected calibration error of the chosen label, `brier`: sum over labels of
     squared errors, mean over records; both in [0, 1] and [0, 2]. The `_raw` ones are before calibration.
-    `…_interval`: 95 % by bootstrap over records. `answered`: share not abstained; `answered_accuracy`: among those.
+    `…_interval`: 95 % by bootstrap over records; that of `ece` lies high, since chance adds to a distance.
+    `answered`: share not abstained; `answered_accuracy`: among those.
     """
 
     records: int
@@ -32,9 +36,12 @@ class Measures:
     macro_f1: float
     macro_f1_interval: tuple[float, float]
     auc: float
+    auc_interval: tuple[float, float]
     ece: float
+    ece_interval: tuple[float, float]
     ece_raw: float
     brier: float
+    brier_interval: tuple[float, float]
     brier_raw: float
     answered: float
     answered_accuracy: float
@@ -42,59 +49,93 @@ class Measures:
 
 def measure(predictions: Predictions, resamples: int = RESAMPLES) -> Measures:
     """Every measure; needs at least one record."""
-    labels, gold, chosen = len(predictions.labels), predictions.gold, predictions.chosen
+    gold, chosen, records = predictions.gold, predictions.chosen, len(predictions.gold)
     answered = ~predictions.abstained
-    numbers = np.random.default_rng(7)
-    draws = numbers.integers(0, len(gold), size=(resamples, len(gold)))
-    accuracies = predictions.right[draws].mean(axis=1)
-    f1s = macro_f1s(gold[draws], chosen[draws], labels)
+    draws = np.random.default_rng(7).integers(0, records, size=(resamples, records))
+    weights = np.stack([np.ones(records), *(np.bincount(draw, minlength=records) for draw in draws)])
+    accuracy, accuracy_interval = _with_interval(weights @ predictions.right / records)
+    macro_f1, macro_f1_interval = _with_interval(macro_f1s(gold, chosen, len(predictions.labels), weights))
+    auc, auc_interval = _with_interval(aucs(gold, predictions.probabilities, weights))
+    ece, ece_interval = _with_interval(eces(predictions.probabilities, gold, weights))
+    brier, brier_interval = _with_interval(briers(predictions.probabilities, gold, weights))
     return Measures(
-        records=len(gold),
-        accuracy=float(predictions.right.mean()),
-        accuracy_interval=_interval(accuracies),
-        macro_f1=float(macro_f1s(gold[None], chosen[None], labels)[0]),
-        macro_f1_interval=_interval(f1s),
-        auc=auc(gold, predictions.probabilities),
-        ece=ece(predictions.probabilities, gold),
-        ece_raw=ece(predictions.raw, gold),
-        brier=brier(predictions.probabilities, gold),
-        brier_raw=brier(predictions.raw, gold),
+        records=records,
+        accuracy=accuracy,
+        accuracy_interval=accuracy_interval,
+        macro_f1=macro_f1,
+        macro_f1_interval=macro_f1_interval,
+        auc=auc,
+        auc_interval=auc_interval,
+        ece=ece,
+        ece_interval=ece_interval,
+        ece_raw=float(eces(predictions.raw, gold)[0]),
+        brier=brier,
+        brier_interval=brier_interval,
+        brier_raw=float(briers(predictions.raw, gold)[0]),
         answered=float(answered.mean()),
         answered_accuracy=float(predictions.right[answered].mean()) if answered.any() else math.nan,
     )
 
 
-def macro_f1s(gold: NDArray[np.int64], chosen: NDArray[np.int64], labels: int) -> NDArray[np.float64]:
-    """Macro-F1 of each row of `gold` and `chosen` [rows, records]; NaN where a row has one gold label only."""
-    scores, present = [], []
+def macro_f1s(
+    gold: NDArray[np.int64], chosen: NDArray[np.int64], labels: int, weights: Weights | None = None
+) -> NDArray[np.float64]:
+    """Macro-F1 for each row of `weights`, or of the records once; NaN where a row has one gold label only."""
+    weights = np.ones((1, len(gold))) if weights is None else weights
+    total, present = np.zeros(len(weights)), np.zeros(len(weights))
     for label in range(labels):
         deserved, given = gold == label, chosen == label
-        hits = (deserved & given).sum(axis=1)
-        scores.append(2 * hits / np.maximum(deserved.sum(axis=1) + given.sum(axis=1), 1))
-        present.append(deserved.any(axis=1))
-    there = np.stack(present).astype(np.float64)
-    means: NDArray[np.float64] = (np.stack(scores) * there).sum(axis=0) / there.sum(axis=0)
-    return np.where(there.sum(axis=0) > 1, means, np.nan)
+        hits, deserving = weights @ (deserved & given), weights @ deserved
+        total += np.where(deserving > 0, 2 * hits / np.maximum(deserving + weights @ given, 1), 0)
+        present += deserving > 0
+    return np.where(present > 1, total / np.maximum(present, 1), np.nan)
 
 
-def auc(gold: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
-    """Area under the ROC curve by ranks, ties counted half; one against the rest, mean over labels that occur."""
-    areas = []
+def aucs(
+    gold: NDArray[np.int64], probabilities: NDArray[np.float64], weights: Weights | None = None
+) -> NDArray[np.float64]:
+    """Area under the ROC curve for each row of `weights`, or of the records once; ties counted half.
+
+    One label against the rest, mean over the labels that occur; NaN where only one does.
+    """
+    weights = np.ones((1, len(gold))) if weights is None else weights
+    total, known = np.zeros(len(weights)), np.zeros(len(weights))
     for label in range(probabilities.shape[1]):
-        deserved = gold == label
-        positives, negatives = int(deserved.sum()), int((~deserved).sum())
-        if positives and negatives:
-            areas.append(
-                (_ranks(probabilities[:, label])[deserved].sum() - positives * (positives + 1) / 2)
-                / positives
-                / negatives
-            )
-    return float(np.mean(areas)) if areas else math.nan
+        order = np.argsort(probabilities[:, label], kind="stable")
+        deserved, counted = gold[order] == label, weights[:, order]
+        equals = np.flatnonzero(np.diff(probabilities[order, label], prepend=-1) > 0)  # where each run of them begins
+        positives = np.add.reduceat(counted * deserved, equals, axis=1)
+        negatives = np.add.reduceat(counted * ~deserved, equals, axis=1)
+        below = np.cumsum(negatives, axis=1) - negatives / 2
+        pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+        total += (positives * below).sum(axis=1) / np.maximum(pairs, 1)
+        known += pairs > 0
+    return np.where(known > 0, total / np.maximum(known, 1), np.nan)
 
 
-def ece(probabilities: NDArray[np.float64], gold: NDArray[np.int64], bins: int = BINS) -> float:
-    """Expected calibration error of the chosen label: mean distance of confidence from accuracy, by bins."""
-    return float(sum(abs(b.accuracy - b.confidence) * b.share for b in reliability(probabilities, gold, bins)))
+def eces(
+    probabilities: NDArray[np.float64], gold: NDArray[np.int64], weights: Weights | None = None, bins: int = BINS
+) -> NDArray[np.float64]:
+    """Expected calibration error of the chosen label for each row of `weights`, or of the records once.
+
+    Mean distance of confidence from accuracy, by bins of confidence.
+    """
+    weights = np.ones((1, len(gold))) if weights is None else weights
+    confidence = probabilities.max(axis=1)
+    excess = confidence - (probabilities.argmax(axis=1) == gold)
+    by_bin = excess[:, None] * (_bin(confidence, bins)[:, None] == np.arange(bins))
+    distances: NDArray[np.float64] = np.abs(weights @ by_bin).sum(axis=1) / weights.sum(axis=1)
+    return distances
+
+
+def briers(
+    probabilities: NDArray[np.float64], gold: NDArray[np.int64], weights: Weights | None = None
+) -> NDArray[np.float64]:
+    """Squared distance from the truth, mean over records, for each row of `weights`, or of the records once."""
+    weights = np.ones((1, len(gold))) if weights is None else weights
+    errors = np.square(probabilities - np.eye(probabilities.shape[1])[gold]).sum(axis=1)
+    means: NDArray[np.float64] = weights @ errors / weights.sum(axis=1)
+    return means
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +151,12 @@ def reliability(probabilities: NDArray[np.float64], gold: NDArray[np.int64], bin
     """The reliability diagram: non-empty bins of confidence, in order."""
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == gold
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    place = _bin(confidence, bins)
     return [
         Bin(float(confidence[place == b].mean()), float(right[place == b].mean()), float((place == b).mean()))
         for b in range(bins)
         if (place == b).any()
     ]
-
-
-def brier(probabilities: NDArray[np.float64], gold: NDArray[np.int64]) -> float:
-    """Mean over records of the squared distance from the truth."""
-    return float(np.square(probabilities - np.eye(probabilities.shape[1])[gold]).sum(axis=1).mean())
 
 
 def confusion(predictions: Predictions) -> NDArray[np.int64]:
@@ -131,17 +167,13 @@ def confusion(predictions: Predictions) -> NDArray[np.int64]:
     return counts
 
 
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 1, equal values sharing their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    means: NDArray[np.float64] = ends - (counts - 1) / 2
-    return means[inverse]
+def _bin(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
+    place: NDArray[np.int64] = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    return place
 
 
-def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return math.nan, math.nan
-    low, high = np.quantile(known, [0.025, 0.975])
-    return float(low), float(high)
+def _with_interval(values: NDArray[np.float64]) -> tuple[float, tuple[float, float]]:
+    """What the records themselves have (the first value), and between what the resamples lie."""
+    known = values[1:][~np.isnan(values[1:])]
+    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (math.nan, math.nan)
+    return float(values[0]), (float(low), float(high))

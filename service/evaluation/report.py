@@ -145,7 +145,7 @@ def source_means(systems: Systems) -> dict[str, dict[str, Any]]:
                     "classifiers": len(those),
                     "accuracy": _mean([float(part.right.mean()) for part in those]),
                     "macro_f1": _mean(
-                        [float(macro_f1s(part.gold[None], part.chosen[None], len(part.labels))[0]) for part in those]
+                        [float(macro_f1s(part.gold, part.chosen, len(part.labels))[0]) for part in those]
                     ),
                 }
             )

@@ -31,7 +31,7 @@ class ReferenceAnswers(BaseModel):
 class CalibrationFile(BaseModel):
     """What `fantail calibrate` writes.
 
-    `fitted_for`: digest of adapter, words, labels, prompt format and targets, whose probabilities it corrects.
+    `fitted_for`: digest of adapter, words, labels, prompt format, targets and the label mass that they need.
     `bias`, `thresholds`: by label; `reference`: what drift is measured from; `fitted_on`: for people: records, data
     digests, errors before and after.
     """

@@ -146,14 +146,17 @@ class RegistryLoader:
         return classifier, []
 
     def calibration_digest(self, manifest: Manifest, adapter: Adapter | None) -> str:
-        """Digest, hex, of what a calibration is fitted for: what decides raw probabilities, and the targets.
+        """Digest, hex, of what a calibration is fitted for: what decides raw probabilities, targets and their answers.
 
         The base is part of it only where it answers itself: an adapter's base is proven by its gate.
         """
+        targets = [f"{name}={target!r}" for name, target in sorted(manifest.targets.items())]
+        if targets:  # their thresholds are chosen on the answers that have label mass enough
+            targets.append(f"min_label_mass={manifest.min_label_mass}")
         return _digest(
             manifest.words.encode(),
             "\n".join(f"{name}={token}" for name, token in manifest.labels.items()).encode(),
-            "\n".join(f"{name}={target!r}" for name, target in sorted(manifest.targets.items())).encode(),
+            "\n".join(targets).encode(),
             adapter.digest.encode() if adapter else self.base.identity.encode(),
             self.builder.prompt_digest.encode(),
         )

@@ -84,6 +84,24 @@ def read_records(paths: Iterable[Path], labels: Mapping[str, Sequence[str]]) -> 
     return records
 
 
+def in_split(records: Sequence[Record], split: str) -> list[Record]:
+    """Records of a split, or all. Raises ConfigurationError for another word, or when none is left."""
+    if split != "all" and split not in {name for name, _ in SHARES}:
+        raise ConfigurationError(f"{split!r} is no split; say {', '.join(name for name, _ in SHARES)} or all")
+    chosen = [record for record in records if split in ("all", record.split)]
+    if not chosen:
+        raise ConfigurationError(f"the data have no records in the {split} split")
+    return chosen
+
+
+def repeated(records: Iterable[Record], asked: Iterable[Record]) -> list[Record]:
+    """Those of `asked` whose very turns some of `records` has under another id in another split."""
+    splits: dict[tuple[Turn, ...], set[Split]] = {}
+    for record in records:
+        splits.setdefault(record.conversation.turns, set()).add(record.split)
+    return [record for record in asked if splits.get(record.conversation.turns, set()) - {record.split}]
+
+
 def _lines(path: Path, problems: list[str]) -> list[str]:
     """The lines of a file; what is wrong with it as a whole is added to `problems`."""
     try:

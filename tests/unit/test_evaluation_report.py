@@ -272,8 +272,8 @@ def test_a_card_says_what_was_measured_and_on_what() -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        pytest.param("| fantail | 0.750 | 0.733 | ", id="ours"),
-        pytest.param("| other | 0.250 | ", id="another system"),
+        pytest.param("| fantail | 0.750 (0.250 to 1.000) | 0.733 (", id="ours"),
+        pytest.param("| other | 0.250 (", id="another system"),
         pytest.param("| no | 1 | 1 |", id="confusion"),
         pytest.param("| 3 to 10 turns | 2 | 0.500 | – |", id="a slice of one class"),
     ],

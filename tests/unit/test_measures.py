@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 
-from service.evaluation.measures import auc, brier, confusion, ece, macro_f1s, measure, reliability
+from service.evaluation.measures import aucs, briers, confusion, eces, macro_f1s, measure, reliability
 from service.evaluation.predictions import Predictions
 
 Probabilities = NDArray[np.float64]
@@ -61,22 +61,36 @@ def agrees(value: float, expected: float) -> bool:
 def test_macro_f1_is_that_of_scikit_learn(probabilities: Probabilities, gold: Gold) -> None:
     chosen, occurring = probabilities.argmax(axis=1), sorted(set(gold.tolist()))
     expected = f1_score(gold, chosen, labels=occurring, average="macro", zero_division=0)
-    found = macro_f1s(gold[None], chosen[None], probabilities.shape[1])
+    found = macro_f1s(gold, chosen, probabilities.shape[1])
     assert agrees(found[0], expected if len(occurring) > 1 else math.nan)
 
 
-def test_macro_f1_is_taken_row_by_row() -> None:
-    numbers = np.random.default_rng(7)
-    gold, chosen = numbers.integers(0, 3, (2, 8, 15))
-    alone = [macro_f1s(gold[row : row + 1], chosen[row : row + 1], 3)[0] for row in range(8)]
-    assert macro_f1s(gold, chosen, 3) == pytest.approx(alone)
+@EVERY_CASE
+def test_a_record_of_weight_two_counts_as_if_it_stood_there_twice(probabilities: Probabilities, gold: Gold) -> None:
+    records, labels = probabilities.shape
+    draws = np.random.default_rng(7).integers(0, records, (8, records))
+    weights = np.stack([np.bincount(draw, minlength=records) for draw in draws]).astype(np.float64)
+    chosen = probabilities.argmax(axis=1)
+    rows = [
+        (macro_f1s(gold[d], chosen[d], labels), aucs(gold[d], p), eces(p, gold[d]), briers(p, gold[d]))
+        for d in draws
+        for p in [probabilities[d]]
+    ]
+    found = (
+        macro_f1s(gold, chosen, labels, weights),
+        aucs(gold, probabilities, weights),
+        eces(probabilities, gold, weights),
+        briers(probabilities, gold, weights),
+    )
+    for together, alone in zip(found, zip(*rows, strict=True), strict=True):
+        assert together == pytest.approx(np.concatenate(alone), nan_ok=True)
 
 
 @EVERY_CASE
 def test_auc_is_that_of_scikit_learn(probabilities: Probabilities, gold: Gold) -> None:
     occurring = sorted(set(gold.tolist()))
     areas = [roc_auc_score(gold == label, probabilities[:, label]) for label in occurring if len(occurring) > 1]
-    assert agrees(auc(gold, probabilities), np.mean(areas) if areas else math.nan)
+    assert agrees(aucs(gold, probabilities)[0], np.mean(areas) if areas else math.nan)
 
 
 def slow_ece(probabilities: Probabilities, gold: Gold, bins: int) -> float:
@@ -95,7 +109,7 @@ def slow_ece(probabilities: Probabilities, gold: Gold, bins: int) -> float:
 @EVERY_CASE
 def test_ece_is_that_of_a_slow_reference(probabilities: Probabilities, gold: Gold, bins: int) -> None:
     # Bounds of these bins have no rounding error.
-    assert agrees(ece(probabilities, gold, bins), slow_ece(probabilities, gold, bins))
+    assert agrees(eces(probabilities, gold, bins=bins)[0], slow_ece(probabilities, gold, bins))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +125,7 @@ def test_ece_is_that_of_a_slow_reference(probabilities: Probabilities, gold: Gol
 def test_ece_is_the_distance_of_confidence_from_accuracy(
     probabilities: list[list[float]], gold: list[int], error: float
 ) -> None:
-    assert ece(np.asarray(probabilities), np.asarray(gold)) == pytest.approx(error)
+    assert eces(np.asarray(probabilities), np.asarray(gold))[0] == pytest.approx(error)
 
 
 @EVERY_CASE
@@ -132,7 +146,7 @@ def test_brier_is_that_of_a_slow_reference(probabilities: Probabilities, gold: G
         for row, label in zip(probabilities.tolist(), gold, strict=True)
         for place, p in enumerate(row)
     )
-    assert agrees(brier(probabilities, gold), summed / len(gold))
+    assert agrees(briers(probabilities, gold)[0], summed / len(gold))
 
 
 @EVERY_CASE
@@ -145,8 +159,10 @@ def test_confusion_is_that_of_scikit_learn(probabilities: Probabilities, gold: G
 @EVERY_CASE
 def test_intervals_enclose_what_was_measured(probabilities: Probabilities, gold: Gold) -> None:
     found = measure(predictions(probabilities, gold), resamples=200)
-    low, high = found.accuracy_interval
-    assert low <= found.accuracy <= high
+    for name in ("accuracy", "brier"):
+        low, high = getattr(found, f"{name}_interval")
+        assert low <= getattr(found, name) + 1e-12
+        assert getattr(found, name) <= high + 1e-12
 
 
 def test_an_interval_is_that_of_the_binomial_distribution() -> None:

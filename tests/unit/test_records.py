@@ -10,7 +10,7 @@ import pytest
 
 from service.domain import Role, Turn
 from service.errors import ConfigurationError
-from service.training.records import SHARES, read_records, split_of
+from service.training.records import SHARES, read_records, repeated, split_of
 
 LABELS = {"refund": ["yes", "no"], "topic": ["billing", "other"]}
 
@@ -169,3 +169,15 @@ def test_the_split_of_a_record_does_not_depend_on_its_text_or_neighbours(file: P
     file.write_text("\n".join(line(each, turns=[turn("other words")], labels={}) for each in ids[::3]))
     assert {r.conversation.id: r.split for r in read_records([file], LABELS)} == {i: alone[i] for i in ids[::3]}
     assert set(alone.values()) == {"train", "dev", "calibration", "test"}
+
+
+def test_what_stands_in_another_split_too_is_found(file: Path) -> None:
+    in_train, in_test, in_dev = (
+        [id for id in map(str, range(99)) if split_of(id) == split] for split in ("train", "test", "dev")
+    )
+    lines = [line(in_train[0]), line(in_test[0]), line(in_test[1]), line(in_dev[0], turns=[turn("else")])]
+    lines += [line(id, turns=[turn("twice in one split")]) for id in in_test[2:4]]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    records = read_records([file], LABELS)
+    asked = [record for record in records if record.split == "test"]
+    assert [record.conversation.id for record in repeated(records, asked)] == in_test[:2]

@@ -212,6 +212,15 @@ def test_another_base_withholds_what_it_answers_itself_and_leaves_adapters_to_th
     assert list(other.load(directory).withheld) == ["topic"]
 
 
+def test_thresholds_are_fitted_for_the_label_mass_that_an_answer_needs(loader: RegistryLoader, directory: Path) -> None:
+    new_targets(directory / "refund")
+    write(loader, directory / "refund")
+    manifest = directory / "refund/classifier.toml"
+    assert loader.load(directory).withheld == {}
+    manifest.write_text(f"min_label_mass = 0.1\n{manifest.read_text()}", encoding="utf-8")
+    assert loader.load(directory).withheld == {"refund": STALE}
+
+
 def test_targets_without_calibration_withhold_their_classifier(loader: RegistryLoader, directory: Path) -> None:
     new_targets(directory / "refund")
     assert loader.load(directory).withheld == {"refund": NEEDED}

@@ -64,6 +64,25 @@ async def test_an_evaluation_writes_predictions_measures_report_and_cards(
     assert (settings.classifiers / "fraud" / "CARD.md").read_text().startswith("# fraud")
 
 
+@pytest.fixture
+def repeating(data: Path) -> str:
+    """The id of a test record that has a train record's turns now."""
+    lines = {json.loads(each)["id"]: each for each in data.read_text().splitlines()}
+    learnt, asked = (next(id for id in lines if split_of(id) == split) for split in ("train", "test"))
+    lines[asked] = lines[learnt].replace(learnt, asked)
+    data.write_text("\n".join(lines.values()) + "\n")
+    return asked
+
+
+async def test_records_that_may_have_been_learnt_by_heart_are_counted_aloud(
+    settings: Settings, data: Path, tmp_path: Path, repeating: str
+) -> None:
+    said = Console(record=True, width=200)
+    await workbench.evaluate(settings, plan(data, tmp_path / "out"), said)
+    counted = f"1 of {in_split('test')} test records have the very turns of a record of another split, {repeating!r}"
+    assert counted in said.export_text()
+
+
 @pytest.mark.parametrize("names", [(), NAMES[:1]], ids=["all", "some"])
 async def test_another_runs_predictions_of_the_same_stand_beside_ours(
     settings: Settings, data: Path, tmp_path: Path, names: Sequence[str]

@@ -24,7 +24,9 @@ BACKGROUND_SHARE = 0.5
 """The same for work that nobody waits for, and up to which share of the calls under way batches are admitted."""
 
 LARGEST = 0.5
-"""As which share of its bound a conversation counts at most when it asks for room: none is too long ever to find it."""
+"""The share of the bound that has to be free for a call, however short, and as which a long one counts at most.
+
+Were each to ask for its own length, short ones would take the room under load and long ones never find any."""
 
 OPTIMISM = 2.0
 """Work is refused for its deadline only if it could not be done in time at this many times the best rate seen."""
@@ -138,7 +140,8 @@ class Admission:
         """
         taken = choose(shared, jobs, self.tokens, self.max_tokens)
         if jobs and not any(taken):
-            raise self._overloaded("tokens", self._in_the_way(shared, jobs))
+            in_the_way = self.tokens - max(_let_in(job, self.max_tokens) for job in jobs)
+            raise self._overloaded("tokens", in_the_way)
         if jobs:
             self._require_time(shared + min(job.tokens for job in _kept(jobs, taken)), deadline)
         with self._in_flight(shared + sum(job.tokens for job in _kept(jobs, taken))):
@@ -152,17 +155,15 @@ class Admission:
 
         Raises DeadlineExceededError when the deadline comes first.
         """
-        total = shared + sum(job.tokens for job in jobs)
         room = self.max_tokens * BACKGROUND_SHARE
-        counted = min(total, room * LARGEST)
         try:
             async with asyncio.timeout(deadline.timeout()):
-                while self.tokens and self.tokens + counted > room:
+                while self.tokens > room * (1 - LARGEST):
                     self._released.clear()
                     await self._released.wait()
         except TimeoutError:
             raise DeadlineExceededError(f"There was no room before {deadline.name}.") from None
-        with self._in_flight(total):
+        with self._in_flight(shared + sum(job.tokens for job in jobs)):
             yield
 
     def _require_going_on(self) -> None:
@@ -176,11 +177,6 @@ class Admission:
             self.rate = self.rate and self.rate / FADING
             message = f"The work takes longer than until {deadline.name}; allow more time or send less."
             raise DeadlineTooNearError(message, {"needed_ms": str(math.ceil(1000 * needed))})
-
-    def _in_the_way(self, shared: int, jobs: Sequence[Job]) -> float:
-        """Tokens that have to be computed before there is room for the first of these jobs."""
-        limit = self.max_tokens
-        return self.tokens + min(_reading(shared, job, limit) - limit * SHARES[job.priority] for job in jobs)
 
     def shed_error(self) -> OverloadedError:
         """What is said of a classifier that was left out, because what matters more has taken the room."""
@@ -212,31 +208,34 @@ class Admission:
 def choose(shared: int, jobs: Sequence[Job], in_flight: int, limit: int) -> tuple[bool, ...]:
     """Which jobs there is room for, the ones of higher priority first; all of them where nothing else is in flight.
 
-    The first one taken pays for what is shared. A job leaves room for what matters more by the part of its cost that it
-    causes itself: three tokens after a conversation that is read anyway are left out only where they do not fit.
+    The first one lets the call in, whatever its length, and pays for what is shared. A further one leaves room for what
+    matters more by the part of its cost that it causes itself: three tokens after a conversation that is read anyway
+    are left out only where they do not fit.
     """
-    if not in_flight:
+    if not in_flight or not jobs:
         return (True,) * len(jobs)
-    taken = [False] * len(jobs)
-    total, paid = float(in_flight), 0
-    for index in sorted(range(len(jobs)), key=lambda index: jobs[index].priority.rank):
+    first, *others = sorted(range(len(jobs)), key=lambda index: jobs[index].priority.rank)
+    if in_flight > _let_in(jobs[first], limit):
+        return (False,) * len(jobs)
+    taken = {first}
+    total = in_flight + min(shared + jobs[first].tokens, limit * LARGEST)
+    for index in others:
         job = jobs[index]
-        added = job.tokens if paid else _reading(shared, job, limit)
-        if total + added <= limit * _share(job, paid):
-            taken[index] = True
-            total, paid = total + added, shared
-    return tuple(taken)
+        if total + job.tokens <= limit * _share(job, shared):
+            taken.add(index)
+            total += job.tokens
+    return tuple(index in taken for index in range(len(jobs)))
+
+
+def _let_in(job: Job, limit: int) -> float:
+    """Tokens that may be in flight for others when a call is let in by this job."""
+    return limit * SHARES[job.priority] - limit * LARGEST
 
 
 def _share(job: Job, paid: int) -> float:
     """Up to which share of the bound a job is taken whose call has paid so many tokens that it needs too."""
     share = SHARES[job.priority]
-    return share + (1 - share) * paid / (paid + job.tokens) if paid else share
-
-
-def _reading(shared: int, job: Job, limit: int) -> float:
-    """As how many tokens a job counts that has to pay for what is shared."""
-    return min(shared + job.tokens, limit * LARGEST)
+    return share + (1 - share) * paid / max(1, paid + job.tokens)
 
 
 def _kept(jobs: Sequence[Job], taken: Sequence[bool]) -> list[Job]:

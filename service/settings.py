@@ -142,8 +142,8 @@ class Settings(BaseSettings):
     max_tokens_in_flight: Count | None = setting(
         None,
         "Tokens that admitted calls may still have to compute; beyond it calls are turned away at once. Default 1,536 "
-        "on a CPU, 65,536 on a GPU. More keeps the engine fuller and everyone waiting longer. A conversation counts "
-        "for half of it at most, so the longest is let in too.",
+        "on a CPU, 65,536 on a GPU. More keeps the engine fuller and everyone waiting longer. A call is let in while "
+        "half of it is free, whatever its own length.",
     )
     max_follows: Count = setting(
         10_000, "Live conversations followed at once. Each costs its text's memory between turns."

@@ -12,8 +12,6 @@ import grpc
 import pytest
 
 from service.admission import LEAST_RETRY_S, Admission
-from service.api.convert import conversation_from_proto
-from service.classify import Classify
 from service.client import RpcError
 from service.domain import Priority
 from service.pb.fantail.v1 import classification_service_pb2 as pb
@@ -203,13 +201,12 @@ async def test_a_conversation_that_was_refused_is_no_smaller_when_it_comes_back(
 
 
 async def test_where_room_is_short_what_matters_least_is_left_out(
-    stub: ClassificationServiceStub, classify: Classify, engine: WatchedEngine, admission: Admission, begin: Begin
+    stub: ClassificationServiceStub, engine: WatchedEngine, admission: Admission, begin: Begin
 ) -> None:
     await begin()
-    known = classify.builder.prefix(conversation_from_proto(fan_out_request().conversation))
-    classify.memory.remember(known.token_ids, "")
-    admission.max_tokens = round(admission.tokens / 0.8)
-    call = asyncio.ensure_future(answer(stub, "FanOut", fan_out_request(ACTIVATED, SECOND_ACTIVATED, WITHOUT_ADAPTER)))
+    admission.max_tokens = 2 * admission.tokens
+    three = fan_out_request(ACTIVATED, SECOND_ACTIVATED, WITHOUT_ADAPTER, turns=OTHER)
+    call = asyncio.ensure_future(answer(stub, "FanOut", three))
     await engine.begun(1)
     engine.gate.set()
     low, critical, other_low = (await call).results

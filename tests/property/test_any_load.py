@@ -65,7 +65,7 @@ def admit(shared: int, jobs: list[Job], deadline: Deadline) -> Step:
         assert after >= before
         if before and after > before:
             assert before + min(after - before, HALF) <= MAX_TOKENS
-            assert before < MAX_TOKENS * max(SHARES[job.priority] for job in jobs)
+            assert before + HALF <= MAX_TOKENS * max(SHARES[job.priority] for job in jobs)
 
     return step
 
@@ -117,7 +117,9 @@ def test_nothing_is_shed_that_there_is_room_for_and_what_matters_more_comes_firs
     taken = choose(shared, jobs, in_flight, MAX_TOKENS)
     kept = [job for job, wanted in zip(jobs, taken, strict=True) if wanted]
     shed = [job for job, wanted in zip(jobs, taken, strict=True) if not wanted]
-    for job in shed:
+    if not kept:
+        assert in_flight + HALF > MAX_TOKENS * max(SHARES[job.priority] for job in shed)
+    for job in shed if kept else []:
         beside = sum(each.tokens for each in kept if each.priority.rank <= job.priority.rank)
         assert in_flight + shared + job.tokens + beside > MAX_TOKENS * SHARES[job.priority]
         assert not any(each.priority.rank > job.priority.rank and each.tokens >= job.tokens for each in kept)
@@ -159,7 +161,7 @@ async def background_load(sizes: list[int], endings: list[tuple[int, bool]]) -> 
         assert task.cancelled() or work.in_flight_before is not None
         beside = work.in_flight_before
         room = MAX_TOKENS * BACKGROUND_SHARE
-        assert not beside or beside + min(work.tokens, room * LARGEST) <= room
+        assert not beside or beside <= room * (1 - LARGEST)
     assert admission.tokens == 0
 
 

@@ -9,7 +9,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.admission import FADING, GUESSED_RATE, LEAST_MEASURED, LEAST_RETRY_S, OPTIMISM, SHARES, Admission, Job
+from service.admission import (
+    FADING,
+    GUESSED_RATE,
+    LARGEST,
+    LEAST_MEASURED,
+    LEAST_RETRY_S,
+    OPTIMISM,
+    SHARES,
+    Admission,
+    Job,
+)
 from service.deadline import Deadline
 from service.domain import Priority
 from service.errors import DeadlineTooNearError, OverloadedError
@@ -162,7 +172,7 @@ def test_the_delay_is_how_long_the_engine_needs_to_make_room(
     busy: Admission, priority: Priority, rate: float | None, reckoned: float
 ) -> None:
     busy.rate = rate
-    in_the_way = MAX_TOKENS + 100 + 20 - SHARES[priority] * MAX_TOKENS
+    in_the_way = MAX_TOKENS - (SHARES[priority] - LARGEST) * MAX_TOKENS
     delay = refusal(busy, Job(20, priority), Job(30, priority), shared=100).retry_after_s
     assert delay == pytest.approx(in_the_way / reckoned)
 
@@ -170,7 +180,7 @@ def test_the_delay_is_how_long_the_engine_needs_to_make_room(
 def test_the_delay_is_until_there_is_room_for_the_first_of_several(busy: Admission) -> None:
     busy.rate = RATE
     error = refusal(busy, Job(100, Priority.CRITICAL), Job(100, Priority.LOW))
-    assert error.retry_after_s == pytest.approx(100 / RATE)
+    assert error.retry_after_s == pytest.approx(LARGEST * MAX_TOKENS / RATE)
 
 
 def test_the_delay_is_never_less_than_the_least(busy: Admission) -> None:
@@ -229,9 +239,9 @@ def test_without_a_deadline_nothing_is_too_much(admission: Admission) -> None:
 
 def test_only_jobs_that_there_is_room_for_are_reckoned_with(admission: Admission) -> None:
     admission.rate = RATE
-    jobs = [Job(10, Priority.LOW), Job(290, Priority.CRITICAL)]
-    needed = (700 + 290) / (OPTIMISM * RATE)
-    with admission.admit(0, [Job(700)], NEVER), pytest.raises(DeadlineTooNearError) as refused:
+    jobs = [Job(10, Priority.LOW), Job(490, Priority.CRITICAL)]
+    needed = (500 + 490) / (OPTIMISM * RATE)
+    with admission.admit(0, [Job(500)], NEVER), pytest.raises(DeadlineTooNearError) as refused:
         with admission.admit(0, jobs, Deadline.after(needed - EPSILON)):
             pass
     assert refused.value.metadata == {"needed_ms": str(math.ceil(1000 * needed))}

@@ -15,6 +15,8 @@ from tests.support import settle
 
 MAX_TOKENS, IN_FLIGHT = 1000, 400
 SHARE = round(MAX_TOKENS * BACKGROUND_SHARE)
+"""Of the tokens, for work in the background; half of it has to be free."""
+
 NEVER = Deadline()
 
 
@@ -50,28 +52,18 @@ class Background:
             await self._told.wait()
 
 
-@pytest.mark.parametrize(("over", "begins"), [(-1, True), (0, True), (1, False)], ids=["limit-1", "limit", "limit+1"])
-async def test_background_work_begins_within_its_share_and_waits_beyond_it(
-    admission: Admission, held: contextlib.ExitStack, over: int, begins: bool
-) -> None:
-    work = Background(admission, SHARE - IN_FLIGHT + over)
-    await settle()
-    assert work.began is begins
-    assert admission.tokens == (SHARE + over if begins else IN_FLIGHT)
-    held.close()
-    await work.end()
-    assert admission.tokens == 0
-
-
-@pytest.mark.parametrize(("in_flight", "begins"), [(250, True), (251, False)])
-async def test_however_long_background_work_is_it_begins_where_half_of_its_share_is_free(
-    admission: Admission, in_flight: int, begins: bool
+@pytest.mark.parametrize("tokens", [1, 5 * MAX_TOKENS], ids=["short", "long"])
+@pytest.mark.parametrize(("in_flight", "begins"), [(SHARE // 2, True), (SHARE // 2 + 1, False)])
+async def test_background_work_begins_where_half_of_its_share_is_free_and_waits_beyond(
+    admission: Admission, in_flight: int, begins: bool, tokens: int
 ) -> None:
     with admission.admit(0, [Job(in_flight)], NEVER):
-        work = Background(admission, 5 * MAX_TOKENS)
+        work = Background(admission, tokens)
         await settle()
         assert work.began is begins
+        assert admission.tokens == (in_flight + tokens if begins else in_flight)
     await work.end()
+    assert admission.tokens == 0
 
 
 async def test_background_work_that_waits_begins_when_room_is_freed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -20,6 +21,10 @@ LATE_SECONDS = 5.0
 
 CORE_FAILED = "Internal error from Core"
 """What grpc.aio says of a write to a call that has ended."""
+
+
+STATUS_SECONDS = 1.0
+"""How long after a failed write the status that ended the call may still come; where a connection is lost none does."""
 
 
 class FollowedConversation:
@@ -44,14 +49,14 @@ class FollowedConversation:
         before = self._classifiers
         if classifiers is not None:
             self._classifiers = classifiers
-        await self._write(self._request(turns, timeout))
-        if turns and turns[-1][0] != "customer":
-            return None
         try:
             async with asyncio.timeout(None if timeout is None else timeout + LATE_SECONDS):
+                await self._write(self._request(turns, timeout))
+                if turns and turns[-1][0] != "customer":
+                    return None
                 return await self._answer()
         except TimeoutError:
-            self._given_up = True  # gRPC has ended the call with the reading that was given up
+            self._given_up = True  # gRPC has ended the call with the writing or reading that was given up
             raise given_up() from None
         except RpcError as error:
             if error.code is grpc.StatusCode.INVALID_ARGUMENT and not error.messages_ago:
@@ -85,7 +90,7 @@ class FollowedConversation:
         try:
             await self._call.write(request)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            if (ended := self._ending.error).code is grpc.StatusCode.OK:
+            if (ended := await self._ending.error()).code is grpc.StatusCode.OK:
                 raise RuntimeError("the conversation is over") from error
             raise ended from error
         self._messages += 1
@@ -95,7 +100,7 @@ class FollowedConversation:
         try:
             return await self._call.read()
         except grpc.aio.AioRpcError as error:
-            raise self._ending.error from error
+            raise await self._ending.error() from error
 
     async def _answer(self) -> pb.FanOutResponse:
         """The answer to the last message. Raises its error, and those before it that nobody has heard of yet."""
@@ -133,20 +138,24 @@ class Ending:
     """
 
     def __init__(self, call: Any) -> None:
+        self._call = call
         self._noted: RpcError | None = None
         call.add_done_callback(self._note)
 
-    @property
-    def error(self) -> RpcError:
-        """To be asked once the call has ended."""
-        assert self._noted is not None, "whoever asks has seen a write or a read fail"
-        return self._noted
+    async def error(self) -> RpcError:
+        """To be asked once a write or a read has failed. Where that was before the status came, it waits for it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STATUS_SECONDS):
+                while self._noted is None:
+                    await asyncio.sleep(0.001)
+                    self._note(self._call)
+        lost = RpcError(grpc.StatusCode.UNAVAILABLE, "the connection was lost", status_pb2.Status())
+        return self._noted or lost
 
     def _note(self, call: Any) -> None:
         code, details, metadata = map(at_once, (call.code(), call.details(), call.trailing_metadata()))
-        if details == CORE_FAILED:  # The write failed before a status came, and none will come any more.
-            code, details = grpc.StatusCode.UNAVAILABLE, "the connection was lost"
-        self._noted = RpcError.of_call(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, details))
+        if details != CORE_FAILED:  # else a write has failed, and the status that ended the call is still on its way
+            self._noted = RpcError.of_call(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, details))
 
 
 def at_once(work: Coroutine[Any, Any, Value]) -> Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -68,6 +69,18 @@ async def test_a_server_that_stops_says_so(client: FantailClient, classify: Clas
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "ERROR_REASON_STOPPING")
 
 
+async def test_a_server_that_stops_says_so_also_where_a_write_fails_before_its_status_comes(
+    client: FantailClient, classify: Classify
+) -> None:
+    with contextlib.suppress(RpcError):  # which is heard again on leaving
+        async with client.follow(timeout=DEADLINE_S) as live:
+            await live.tell(HELLO)
+            classify.admission.stop()
+            live._call._cython_call.set_internal_error("the write failed")  # as grpc.aio itself does then
+            error = await what_ended(live, 0)
+    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "ERROR_REASON_STOPPING")
+
+
 @MOMENTS
 async def test_a_refused_call_says_why(client: FantailClient, classify: Classify, turns_of_the_loop: int) -> None:
     classify.admission.max_follows = 0
@@ -114,3 +127,14 @@ async def test_a_message_has_a_deadline_also_where_nobody_answers(monkeypatch: p
         with pytest.raises(RpcError):
             await live.tell(HELLO)
     await server.stop(0)
+
+
+async def test_a_message_has_a_deadline_also_where_it_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "LATE_SECONDS", 0.05)
+    mute = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    port = mute.sockets[0].getsockname()[1]
+    async with FantailClient(f"127.0.0.1:{port}") as client, client.follow(timeout=DEADLINE_S) as live:
+        with pytest.raises(RpcError) as failure:
+            await live.tell(HELLO, timeout=0.05)
+        assert failure.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    mute.close()

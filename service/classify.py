@@ -283,7 +283,7 @@ def name_problems(names: Sequence[str]) -> list[InvalidRequestError]:
             message = f"Name {index} has {len(name)} characters, no classifier's more than {MAX_NAME}."
             problems.append(ClassifierNameTooLongError(message, f"classifiers[{index}]", facts))
         elif name in seen:
-            message = f"Classifier {name!r} is asked for twice; ask once."
+            message = f"Name {index} stands in the list before; ask once."
             problems.append(DuplicateClassifierError(message, f"classifiers[{index}]"))
         seen.add(name)
     return problems

@@ -20,7 +20,7 @@ from service.catalogue import Catalogue
 from service.deploy import Deployer
 from service.engine.base import ScoringEngine
 from service.engine.hardware import Choice
-from service.engine.supervised import State, SupervisedEngine
+from service.engine.supervised import SupervisedEngine
 from service.engine.vllm_engine import start_vllm
 from service.keys import KeyRing
 from service.logs import TextLog
@@ -75,9 +75,7 @@ async def serve(settings: Settings) -> None:
         deployer = Deployer(catalogue, engine, gate, loader, copies, folders, observer)
         background = [engine.run(asyncio.Event()), report(engine, catalogue, metrics)]
         if settings.watch:
-            background.append(
-                reload_changed(settings.classifiers, deployer, catalogue, lambda: engine.state is State.SERVING)
-            )
+            background.append(reload_changed(settings.classifiers, deployer, catalogue, lambda: engine.is_serving))
         stop = asyncio.Event()
         for each in STOPPING:
             asyncio.get_running_loop().add_signal_handler(each, stop.set)

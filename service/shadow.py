@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from service.catalogue import Catalogue
 from service.deadline import Deadline
 from service.domain import Classification, Classifier
 from service.engine.base import ScoringEngine
-from service.errors import FantailError
+from service.errors import EngineError, FantailError
 from service.observer import Observer
 from service.prompt.builder import Prefix
 
@@ -34,19 +33,14 @@ class Shadows:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def ask(self, prefix: Prefix, shadow: Classifier, answered: Classification, call: Call) -> None:
-        """Ask a shadow for the answer it would have given, unless there is no room, or it has been replaced meanwhile:
-        nothing would keep it loaded."""
-        replaced = all(each is not shadow for each in self._catalogue.current.loaded)
-        if replaced or len(self._tasks) >= MOST_UNDER_WAY:
+        """Ask a shadow for the answer it would have given, unless too many are being asked."""
+        if len(self._tasks) >= MOST_UNDER_WAY:
             self._observer.shadowed(answered, None)
             return
         terms = replace(call, background=True, deadline=Deadline.after(SHADOW_SECONDS))
-        lease = contextlib.ExitStack()
-        lease.enter_context(self._catalogue.lease())
         task = asyncio.create_task(self._compare(prefix, shadow, answered, terms))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: lease.close())
 
     async def aclose(self) -> None:
         """Cancel what is under way."""
@@ -59,7 +53,10 @@ class Shadows:
             async with asyncio.timeout(call.deadline.timeout()):
                 tokens = len(shadow.tail_ids) + (0 if shadow.shares_reading else len(prefix.token_ids))
                 async with self._admission.admit_in_background(0, [Job(tokens)]):
-                    found = answer(shadow, await self._engine.score(scoring_request(prefix, shadow, call)))
+                    with self._catalogue.lease() as registry:  # only now: who waits for room must not hold up a reload
+                        if all(each is not shadow for each in registry.loaded):
+                            raise EngineError("It has been replaced meanwhile.")
+                        found = answer(shadow, await self._engine.score(scoring_request(prefix, shadow, call)))
         except (FantailError, TimeoutError) as error:
             why = str(error) or "there was no time"
             logger.warning("request %s: shadow %s@%s: %s", call.request_id, shadow.name, shadow.revision, why)

@@ -147,6 +147,7 @@ async def prove(classify: Classify, gate: Gate) -> None:
                 registry = registry.with_deployment(name, Deployment())
                 break
     catalogue.replace(registry)
+    await fit(classify.engine, registry)  # what has lost its traffic takes no room any more
     for name, why in registry.withheld.items():
         logger.error("%s is withheld: %s", name, why)
     counters = await classify.engine.counters()

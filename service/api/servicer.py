@@ -52,9 +52,9 @@ Context = ServicerContext[Any, Any]
 
 NAME_IT = "Name the classifier; ListClassifiers names them all."
 
-MAX_BATCH_RESULTS = 16_384
-"""Conversations times classifiers of one batch beyond which it is refused: each result takes memory, also one
-that only says that there is no such classifier."""
+MAX_BATCH_RESULTS = 8_192
+"""Conversations times classifiers of one batch beyond which it is refused: each result takes memory, also one that only
+says that there is no such classifier, and all of them, at 300 bytes, have to fit into what a client receives: 4 MiB."""
 
 RESULT_SECONDS = 50e-6
 """Time that writing one result of a batch into its response takes at most, to be left before the deadline."""

@@ -42,6 +42,9 @@ SERVICE_CONFIG = {
 RETRIED_BYTES = 4 << 20
 """Of a request that is kept to be sent again: as much as a server takes; gRPC's own 256 KiB are less than a batch."""
 
+RECEIVED_BYTES = 64 << 20
+"""Of a response: a batch of many labels is larger than the 4 MiB that gRPC allows by itself."""
+
 SERVING = b"\x08\x01"
 """grpc.health.v1.HealthCheckResponse{status: SERVING}: two bytes that spare the client a dependency."""
 
@@ -72,6 +75,7 @@ class FantailClient(Connection):
             ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
             ("grpc.enable_retries", int(retries)),
             ("grpc.per_rpc_retry_buffer_size", RETRIED_BYTES),
+            ("grpc.max_receive_message_length", RECEIVED_BYTES),
         ]
         super().__init__(address, key, tls, options)
         self._attempts = ATTEMPTS if retries else 1

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
 
 from service.engine.base import (
     AdapterPlace,
@@ -21,6 +22,8 @@ from service.engine.base import (
 from service.errors import EngineDeadError, FantailError, StartError, StartingError
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 CHECK_SECONDS = 0.25
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 60.0
@@ -82,27 +85,44 @@ class SupervisedEngine:
             self._owing = self._owing or engine is self._engine
             raise
         except EngineDeadError:
-            if engine is self._engine:  # and not one before it, whose requests may end late
-                self._died.set()
+            self._found_dead(engine)
             raise
         finally:
             if engine is self._engine:
                 self._waiting -= 1
 
     async def check(self) -> None:
-        await self._serving().check()
+        await self._told(lambda engine: engine.check())
 
     async def load(self, adapter: EngineAdapter) -> None:
-        await self._serving().load(adapter)
+        await self._told(lambda engine: engine.load(adapter))
 
     async def unload(self, name: str) -> None:
-        await self._serving().unload(name)
+        await self._told(lambda engine: engine.unload(name))
 
     async def places(self) -> Mapping[str, AdapterPlace]:
-        return await self._serving().places()
+        return await self._told(lambda engine: engine.places())
 
     async def counters(self) -> EngineCounters:
-        return await self._serving().counters()
+        return await self._told(lambda engine: engine.counters())
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether there is an engine that nobody has found dead."""
+        return self.state is State.SERVING and not self._died.is_set()
+
+    async def _told(self, question: Callable[[ScoringEngine], Awaitable[Answer]]) -> Answer:
+        """What the engine says; notes that it is dead. Raises what the engine raises."""
+        engine = self._serving()
+        try:
+            return await question(engine)
+        except EngineDeadError:
+            self._found_dead(engine)
+            raise
+
+    def _found_dead(self, engine: ScoringEngine) -> None:
+        if engine is self._engine:  # and not one before it, whose requests may end late
+            self._died.set()
 
     def _serving(self) -> ScoringEngine:
         if self._engine is not None:

@@ -116,13 +116,14 @@ class VllmEngine:
             raise EngineError("The ids of two adapters collide; rename one of the classifiers.")
 
     async def unload(self, name: str) -> None:
-        lora = self._loras.pop(name, None)
+        lora = self._loras.get(name)
         if lora is None:
             return
         with asking("The engine cannot unload the adapter; the server's log says why."):
             await self._told(self._engine.remove_lora(lora.lora_int_id))
             if lora.lora_int_id in await self._told(self._engine.list_loras()):
                 raise EngineError("The engine still holds an adapter that it was told to unload.")
+        del self._loras[name]  # only now: until then it takes room
 
     async def places(self) -> Mapping[str, AdapterPlace]:
         from service.vllm_plugin.report import ADAPTERS
@@ -245,6 +246,16 @@ def sockets_folder() -> tempfile.TemporaryDirectory[str]:
         raise StartError(f"no temporary folder can be written to ({error}); set TMPDIR to one that can") from error
 
 
+def begin(config: VllmConfig) -> Any:
+    """A vLLM with its processes. To import it alone takes seconds."""
+    from vllm.config import LoggingConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    logs = LoggingConfig(formatter="json" if config.json_logs else "text")
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args(config), logging_config=logs))
+
+
 @contextlib.asynccontextmanager
 async def start_vllm(config: VllmConfig) -> AsyncIterator[VllmEngine]:
     """Start vLLM, prove its patches, preload its adapters; close it at the end.
@@ -256,15 +267,8 @@ async def start_vllm(config: VllmConfig) -> AsyncIterator[VllmEngine]:
     for reason in config.choice.reasons:
         logger.info("engine: %s", reason)
     os.environ.update(process_environment(config.choice), VLLM_RPC_BASE_PATH=sockets_folder().name)
-    from vllm.config import LoggingConfig
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
-
     # Both start and end take long and block, and a server has calls to refuse and to watch meanwhile.
-    logs = LoggingConfig(formatter="json" if config.json_logs else "text")
-    arguments = AsyncEngineArgs(**engine_args(config), logging_config=logs)
-    starting = asyncio.create_task(asyncio.to_thread(AsyncLLM.from_engine_args, arguments))
+    starting = asyncio.create_task(asyncio.to_thread(begin, config))
     try:
         engine = await asyncio.shield(starting)
     except asyncio.CancelledError:
@@ -272,6 +276,8 @@ async def start_vllm(config: VllmConfig) -> AsyncIterator[VllmEngine]:
         raise
     except (RuntimeError, ValueError, OSError) as error:
         raise StartError(f"vLLM did not start: {type(error).__name__}: {error}. The log above may say more.") from error
+    from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
+
     handover = Handover(engine)
     try:
         served = VllmEngine(engine, config)

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from service import keys
 from service.api.server import ADMIN, SERVICE
 from service.classify import Classify
-from service.client import RpcError
+from service.client import FantailClient, RpcError
 from service.deploy import Deployer
 from service.gate import Gate
 from service.keys import KeyRing
@@ -27,7 +27,7 @@ from service.registry.loader import RegistryLoader
 from service.registry.snapshots import snapshots
 from service.revisions import Folders
 from tests.integration.conftest import Serve
-from tests.integration.harness import DEADLINE_S, NAMES, WatchedEngine
+from tests.integration.harness import DEADLINE_S, HELLO, NAMES, WatchedEngine
 from tests.integration.keyring import bearer, sha256, write_keys
 
 CLASSIFIES, OPERATES, DOES_BOTH, EXPIRED = "key-a-classify", "key-b-admin", "key-c-both", "key-d-expired"
@@ -243,3 +243,26 @@ async def test_a_key_taken_from_the_file_is_invalid_and_one_added_to_it_valid_wi
     assert [await code(address, method, key) for key in (kept, DOES_BOTH)] == [grpc.StatusCode.OK, UNAUTHENTICATED]
     write_keys(keys_file, {DOES_BOTH: KEYS[DOES_BOTH]})
     assert [await code(address, method, key) for key in (kept, DOES_BOTH)] == [UNAUTHENTICATED, grpc.StatusCode.OK]
+
+
+@pytest.mark.usefixtures("looked_at_all_the_time")
+@pytest.mark.parametrize(
+    ("left", "reason"),
+    [
+        pytest.param({CLASSIFIES: KEYS[OPERATES]}, "ERROR_REASON_SCOPE_MISSING", id="another scope"),
+        pytest.param({DOES_BOTH: KEYS[DOES_BOTH]}, "ERROR_REASON_KEY_INVALID", id="another key"),
+    ],
+)
+async def test_a_live_conversation_is_asked_for_its_right_again(
+    serve: Serve, keys_file: Path, left: dict[str, str], reason: str
+) -> None:
+    async def talk() -> None:
+        async with FantailClient(address, key=CLASSIFIES) as client, client.follow(timeout=DEADLINE_S) as live:
+            assert await live.tell(HELLO) is not None
+            write_keys(keys_file, left)
+            await live.tell(HELLO)
+
+    address = await serve(keys=KeyRing(keys_file))
+    with pytest.raises(RpcError) as refused:
+        await talk()
+    assert refused.value.reason == reason

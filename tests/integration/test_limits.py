@@ -143,6 +143,15 @@ async def test_more_names_than_any_server_has_classifiers_are_refused(
     assert len(engine.requests) == accepted
 
 
+async def test_a_client_of_any_language_can_receive_the_largest_batch(serve: Serve) -> None:
+    names = [f"{index:064}" for index in range(64)]
+    request = pb.ClassifyBatchRequest(classifiers=names)
+    request.conversations.extend([pb.Conversation(turns=REFUND)] * (servicer.MAX_BATCH_RESULTS // len(names)))
+    async with grpc.aio.insecure_channel(await serve()) as channel:  # which receives 4 MiB, as all do by themselves
+        response = await ClassificationServiceStub(channel).ClassifyBatch(request, timeout=DEADLINE_S)
+    assert sum(len(item.fan_out.results) for item in response.items) == servicer.MAX_BATCH_RESULTS
+
+
 async def test_a_batch_that_asks_for_too_many_results_is_refused_whether_or_not_it_names_them(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from service import shadow as module
+from service.admission import Job
 from service.call import Call
 from service.deadline import Deadline
 from service.engine.base import EngineAdapter, engine_adapter
@@ -243,6 +244,19 @@ async def test_a_shadow_that_was_replaced_before_the_answer_is_not_asked(
     assert await served.metrics.shadow() is None
     await unload
     assert len(served.engine.requests) == 1
+
+
+async def test_a_shadow_that_waits_for_room_holds_up_no_unload(
+    operated: Operated, served: Served, shadow: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    admission, prefix = served.classify.admission, served.loader.builder.prefix(talk("hi"))
+    answered, _ = await served.classify.one(talk("hi"), BARE)
+    with admission.admit(0, [Job(admission.max_tokens)], Deadline()):
+        served.classify.shadows.ask(prefix, served.catalogue.current.revision(ACTIVATED, shadow), answered, Call())
+        await operated.admin.SetTraffic(traffic({}), timeout=DEADLINE_S)
+        await served.deployer.unload(ACTIVATED, shadow)
+    assert await served.metrics.shadow() is None
+    assert "It has been replaced meanwhile." in said(caplog)[-1]
 
 
 async def test_a_server_that_ends_gives_its_shadows_up(

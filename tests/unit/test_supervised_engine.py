@@ -107,6 +107,26 @@ async def test_a_death_that_a_request_notices_is_followed_by_the_next_engine(
     await supervision.serving(restarts=1)
 
 
+@EVERY_METHOD
+async def test_an_engine_that_anybody_finds_dead_serves_no_more(
+    supervision: Supervision, monkeypatch: pytest.MonkeyPatch, ask: Callable[[SupervisedEngine], Awaitable[Any]]
+) -> None:
+    async def dead(*_: Any) -> None:
+        raise EngineDeadError("The engine is not running.")
+
+    monkeypatch.setattr(supervised, "CHECK_SECONDS", NEVER_S)
+    first = supervision.plan[0]
+    supervision.begin()
+    await supervision.serving()
+    await until(lambda: first.checks == 1)
+    for method in ASKED:
+        monkeypatch.setattr(first, method, dead)
+    with pytest.raises(EngineDeadError):
+        await ask(supervision.engine)
+    assert not supervision.engine.is_serving
+    await supervision.serving(restarts=1)
+
+
 async def test_the_dead_engine_is_closed_before_the_next_is_started(supervision: Supervision) -> None:
     first, second, third = supervision.plan
     supervision.begin()

@@ -28,22 +28,22 @@ class AuthInterceptor(AroundInterceptor):
             yield
             return
         keys, secret = self._keys, presented(context)
-        key = known(keys, secret)
         scope = ADMIN if ".AdminService/" in method else CLASSIFY
-        if scope not in key.scopes:
-            raise ScopeMissingError(f"The key does not have the scope {scope!r}.", {"scope": scope})
+        key = allowed(keys, secret, scope)
         keys.count(key)
         # A long call is asked again on its way: its key may have been taken back, and its work counts as calls do.
-        again = lambda work: keys.count_more(known(keys, secret), work)  # noqa: E731
+        again = lambda work: keys.count_more(allowed(keys, secret, scope), work)  # noqa: E731
         learn_of_call(caller=key.name, cache_salt=keys.salt(key), toll=again)
         yield
 
 
-def known(keys: KeyRing, presented: str) -> Key:
-    """The key that was presented. Raises KeyInvalidError."""
+def allowed(keys: KeyRing, presented: str, scope: str) -> Key:
+    """The key that was presented. Raises KeyInvalidError, ScopeMissingError."""
     key = keys.find(presented)
     if key is None:
         raise KeyInvalidError("The call needs a valid key; send the header `authorization: Bearer KEY`.")
+    if scope not in key.scopes:
+        raise ScopeMissingError(f"The key does not have the scope {scope!r}.", {"scope": scope})
     return key
 
 

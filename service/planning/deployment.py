@@ -12,11 +12,16 @@ from service.prompt.format import max_prefix_tokens
 
 NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+TENSOR_BYTES = 1600
+"""What a tensor of an adapter takes in main memory beside its numbers: an adapter of 420 tensors was seen to hold 5.3
+MiB, and its numbers are 4.66 (`python -m loadtest.growth memory`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What computes. `memory_bytes`: of the GPU, or free main memory; `operations_per_s`, `memory_bytes_per_s`: what it
-    sustains; `call_s`: spent on each call beside arithmetic; `runtime_bytes`: of processes and libraries, an allowance.
+    sustains; `call_s`, `classifier_s`: spent beside arithmetic on each call and on each classifier of it, a request to
+    vLLM; `runtime_bytes`: of processes and libraries, an allowance.
     """
 
     gpu: bool
@@ -24,6 +29,7 @@ class Machine:
     operations_per_s: float
     memory_bytes_per_s: float
     call_s: float
+    classifier_s: float
     runtime_bytes: float
     price_per_hour: float
 
@@ -53,6 +59,7 @@ class Deployment:
     tail_tokens: int
     calls_per_s: float
     context_tokens: int
+    max_tokens_in_flight: int
     slots: int | None = None
     spare_adapters: int = 0
     max_rank: int | None = None
@@ -92,8 +99,12 @@ class Deployment:
     @property
     def slot_count(self) -> int:
         """How many adapters can be computed with at once: all, and the spare ones, unless `slots` says fewer."""
-        room = len(self.served.ranks) + self.spare_adapters if self.served.ranks else 0
-        return min(self.slots or room, room)
+        return min(self.slots or self.held_adapters, self.held_adapters)
+
+    @property
+    def held_adapters(self) -> int:
+        """With the spare ones."""
+        return len(self.served.ranks) + self.spare_adapters if self.served.ranks else 0
 
     @property
     def max_prefix_tokens(self) -> int:
@@ -101,21 +112,24 @@ class Deployment:
         return max_prefix_tokens(self.context_tokens)
 
     @property
+    def usable_bytes(self) -> float:
+        """Of the machine's memory, what a server may take."""
+        return self.machine.memory_bytes * (self.gpu_memory_share if self.machine.gpu else 1.0)
+
+    @property
     def memory(self) -> Memory:
         """KV gets what is left of a GPU; on a CPU what the server would take, as far as that is left."""
         machine, shape = self.machine, self.shape
         ranks = sum(self.served.ranks) + self.spare_adapters * self.max_served_rank
+        tensors = self.held_adapters * shape.layers * 2 * len(self.served.modules)
         per_token = (4 * shape.hidden + 3 * shape.intermediate) * self.number_bytes  # the widest layer's activations
         per_sequence = 2 * 4 * shape.vocabulary  # logits and their logprobs, float32
         weights = shape.parameters * self.number_bytes
         slots = self.slot_count * self.slot_parameters * self.adapter_bytes
-        adapters = shape.lora_parameters(ranks, self.served.modules) * self.adapter_bytes
+        adapters = shape.lora_parameters(ranks, self.served.modules) * self.adapter_bytes + tensors * TENSOR_BYTES
         step = self.step_tokens * per_token + self.concurrent_sequences * per_sequence
-        left = machine.memory_bytes - weights - slots - step - machine.runtime_bytes
-        if machine.gpu:
-            kv = left - (1 - self.gpu_memory_share) * machine.memory_bytes
-        else:
-            kv = min(self.wanted_kv_bytes, left - adapters)
+        left = self.usable_bytes - weights - slots - step - machine.runtime_bytes
+        kv = left if machine.gpu else min(self.wanted_kv_bytes, left - adapters)
         return Memory(weights, slots, adapters, step, int(machine.runtime_bytes), max(0, int(kv)))
 
     @property

@@ -1,7 +1,8 @@
-"""What a deployment can hold and what its answers cost beside other ways to serve them, with warnings."""
+"""What a deployment can hold, what its calls take and cost, and what to be warned of."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,40 +10,23 @@ from dataclasses import dataclass
 from service.engine.hardware import GIB
 from service.engine.launch import slot_rank
 from service.errors import ConfigurationError
-from service.planning.classifiers import Fan
 from service.planning.deployment import Deployment, Memory
+from service.planning.waiting import load_of
+from service.planning.ways import MAX_BUSY, MAX_TURNED_AWAY, Way, let_in_of, ways_of
 from service.planning.work import Work, work_of
 from service.prompt.format import PREFIX_MULTIPLE
-
-MAX_BUSY = 0.7
-"""Share of its time that a machine is planned to compute; nearer to 1, waiting grows without bound."""
-
-OURS, SEPARATE, UNSHARED = "Fantail", "separate servers", "multi-LoRA, unshared"
-"""One reading for all; a merged model and a machine for each classifier; one server that reads once per adapter."""
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """A way to answer the traffic. `machines`: enough that none is busy beyond `MAX_BUSY`; `latency_s`: mean of a
-    fan-out, waiting included; `under_way`: fan-outs at once on average; `cost`: of a million classifications.
-    """
-
-    name: str
-    machines: int
-    busy: float
-    latency_s: float
-    under_way: float
-    cost: float
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
     """Conversations of one length. `prefix_tokens`: what is computed of them: cut to the context, filled to a block;
-    `held`: how many fit into KV between their calls; `at_once`: how many fan-outs do.
+    `new_tokens`: what a fan-out computes; `held`: how many fit into KV between their calls; `at_once`: how many
+    fan-outs are computed at once at most: those that are let in and that KV has room for.
     """
 
     tokens: int
     prefix_tokens: int
+    new_tokens: int
     held: int
     at_once: int
     one: Work
@@ -79,7 +63,11 @@ def make_plan(deployment: Deployment, tokens: Sequence[int]) -> Plan:
         slot_rank=deployment.slot_rank,
         slot_bytes=deployment.slot_parameters * deployment.adapter_bytes,
         lengths=lengths,
-        warnings=(*_adapter_warnings(deployment), *_memory_warnings(deployment, memory, lengths)),
+        warnings=(
+            *_adapter_warnings(deployment),
+            *_memory_warnings(deployment, memory, lengths),
+            *_load_warnings(deployment, lengths),
+        ),
     )
 
 
@@ -87,35 +75,17 @@ def _length(deployment: Deployment, tokens: int, kv_tokens: int) -> Length:
     fan, block = deployment.served.fan, 16 if deployment.machine.gpu else 32
     prefix = min(math.ceil(tokens / PREFIX_MULTIPLE) * PREFIX_MULTIPLE, deployment.max_prefix_tokens)
     tail_blocks = math.ceil(deployment.tail_tokens / block) * block
-    fan_out = work_of(deployment, fan, prefix)
-    merged, unshared = work_of(deployment, Fan(bare=1), prefix), work_of(deployment, Fan(plain=fan.size), prefix)
+    new_tokens = fan.readings * prefix + fan.size * deployment.tail_tokens
+    let_in = let_in_of(new_tokens, deployment.max_tokens_in_flight)
     return Length(
         tokens=tokens,
         prefix_tokens=prefix,
+        new_tokens=new_tokens,
         held=kv_tokens // (fan.readings * prefix),
-        at_once=kv_tokens // (fan.readings * prefix + fan.size * tail_blocks),
+        at_once=min(let_in, kv_tokens // (fan.readings * prefix + fan.size * tail_blocks)),
         one=work_of(deployment, fan.one, prefix),
-        fan_out=fan_out,
-        ways=(
-            _way(deployment, OURS, fan_out.seconds, 1),
-            _way(deployment, SEPARATE, merged.seconds, fan.size),
-            _way(deployment, UNSHARED, unshared.seconds, 1),
-        ),
-    )
-
-
-def _way(deployment: Deployment, name: str, seconds: float, servers: int) -> Way:
-    """`seconds`: one server's for its part of a fan-out; `servers`: that a fan-out needs, each on its own machine.
-
-    Waiting is that of calls which come at random and take equally long (M/D/1); under way follows by Little's law.
-    """
-    rate = deployment.calls_per_s
-    copies = max(1, math.ceil(rate * seconds / MAX_BUSY))
-    busy = rate * seconds / copies
-    latency = seconds * (1 + busy / (2 * (1 - busy)))
-    price_per_s = servers * copies * deployment.machine.price_per_hour / 3600
-    return Way(
-        name, servers * copies, busy, latency, rate * latency, 1e6 * price_per_s / (rate * deployment.served.fan.size)
+        fan_out=work_of(deployment, fan, prefix),
+        ways=ways_of(deployment, prefix, let_in),
     )
 
 
@@ -124,7 +94,9 @@ def _adapter_warnings(deployment: Deployment) -> Iterator[str]:
     if slots < len(ranks):
         yield (
             f"{len(ranks)} adapters share {slots} slots: those in use push each other out (thrash), and every fan-out "
-            f"waits for it; leave FANTAIL_SLOTS unset or set it to {len(ranks)} or more"
+            "waits for it, which the times above leave out: with 16 slots on two cores a repeated fan-out took 68 ms "
+            "for 16 classifiers, 176 for 17 and 529 for 64 (docs/performance.md); leave FANTAIL_SLOTS unset or set it "
+            f"to {len(ranks)} or more"
         )
     small = [rank for rank in ranks if slot_rank(rank) < largest]
     if small:
@@ -158,3 +130,25 @@ def _memory_warnings(deployment: Deployment, memory: Memory, lengths: Sequence[L
                 f"KV has room for {each.at_once} fan-outs over {each.prefix_tokens:,} tokens at once, where "
                 f"{under_way:.1f} are under way; take more memory for KV, or more machines"
             )
+
+
+def _load_warnings(deployment: Deployment, lengths: Sequence[Length]) -> Iterator[str]:
+    """Where the bound on tokens in flight, and not the work, decides how many machines there are."""
+    rate, bound = deployment.calls_per_s, deployment.max_tokens_in_flight
+    for each in lengths:
+        busy = math.ceil(rate * each.fan_out.seconds / MAX_BUSY)
+        offered, let_in = rate * each.fan_out.seconds / busy, each.ways[0].let_in or 1
+        turned_away = load_of(offered, let_in).turned_away
+        if turned_away > MAX_TURNED_AWAY:
+            enough = next(n for n in itertools.count(let_in) if load_of(offered, n).turned_away <= MAX_TURNED_AWAY)
+            larger = next(n for n in itertools.count(bound, 512) if let_in_of(each.new_tokens, n) >= enough)
+            yield (
+                f"{bound:,} tokens in flight let in {let_in} of the fan-outs over {each.prefix_tokens:,} tokens at a "
+                f"time: {turned_away:.0%} would be turned away by {_machines(busy)}, enough for the work alone, "
+                f"so that {_machines(each.ways[0].machines)} are planned; set FANTAIL_MAX_TOKENS_IN_FLIGHT to {larger} "
+                f"and {_machines(busy)} will do, where those who are let in wait longer"
+            )
+
+
+def _machines(count: int) -> str:
+    return f"{count:,} machine{'' if count == 1 else 's'}"

@@ -24,7 +24,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     _print(console, f"GFLOP of a call by part, and its time ({rates})", columns, _work(plan))
     rate, price = plan.deployment.calls_per_s, machine.price_per_hour
     title = f"{rate:g} fan-outs a second, {price:g} per machine hour; cost per million classifications"
-    numbers = ("<machines", "<busy", "<seconds", "<under way", "<cost", "<times")
+    numbers = ("<machines", "<busy", "<let in", "<turned away", "<seconds", "<under way", "<cost", "<times")
     _print(console, title, ("<tokens", "way", *numbers), _traffic(plan))
     for warning in plan.warnings:
         console.print(f"[yellow]warning[/]: {escape(warning)}", highlight=False, soft_wrap=True)
@@ -76,6 +76,8 @@ def _traffic(plan: Plan) -> list[tuple[str, ...]]:
             way.name,
             f"{way.machines:,}",
             f"{way.busy:.0%}",
+            "all" if way.let_in is None else f"{way.let_in:,}",
+            f"{way.turned_away:.1%}",
             f"{way.latency_s:.3f}",
             f"{way.under_way:.2f}",
             f"{way.cost:,.2f}",

@@ -11,8 +11,8 @@ from service.planning.deployment import Deployment
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Operations by part (a multiplication and an addition are two), the bytes that memory has to deliver for them, and
-    the seconds of arithmetic and of memory, of which the larger counts (the roofline), beside `call_s`.
+    """Operations by part (a multiplication and an addition are two), the bytes that memory has to deliver for them, the
+    seconds of arithmetic and of memory, and those of all.
     """
 
     prefix: int
@@ -29,7 +29,9 @@ class Work:
 def work_of(deployment: Deployment, fan: Fan, prefix_tokens: int) -> Work:
     """What a fan over a conversation that nobody has seen before takes.
 
-    Each step reads all weights once, each adapter is read once, and each tail reads the KV of its prefix.
+    Each step reads all weights once, each adapter is read once, and each tail reads the KV of its prefix. Arithmetic or
+    memory counts, whichever takes longer (the roofline), of the base and of the adapters apart: these have kernels of
+    their own, so that reading them is not hidden behind the base's arithmetic. `call_s` and `classifier_s` are added.
     """
     shape, machine, tail_tokens = deployment.shape, deployment.machine, deployment.tail_tokens
     read, tails = fan.readings * prefix_tokens, fan.size * tail_tokens
@@ -49,5 +51,7 @@ def work_of(deployment: Deployment, fan: Fan, prefix_tokens: int) -> Work:
     kv = (read + tails + fan.size * prefix_tokens) * deployment.kv_token_bytes
     memory_bytes = steps * weights + adapters + kv
     arithmetic_s, memory_s = sum(parts) / machine.operations_per_s, memory_bytes / machine.memory_bytes_per_s
-    seconds = machine.call_s + max(arithmetic_s, memory_s)
+    adapter_times = parts[2] / machine.operations_per_s, adapters / machine.memory_bytes_per_s
+    base_times = arithmetic_s - adapter_times[0], memory_s - adapter_times[1]
+    seconds = machine.call_s + fan.size * machine.classifier_s + max(base_times) + max(adapter_times)
     return Work(*parts, memory_bytes, arithmetic_s, memory_s, seconds)

@@ -37,6 +37,7 @@ CPU = Machine(
     operations_per_s=1e11,
     memory_bytes_per_s=2e10,
     call_s=0.0,
+    classifier_s=0.0,
     runtime_bytes=1 << 30,
     price_per_hour=1.0,
 )
@@ -57,5 +58,10 @@ def deployment(
     shape = shape_of(config, "config.json")
     fan = Fan(activated=len(ranks)) if ranks else Fan(bare=16)
     served = Served(fan, ranks, frozenset(modules or shape.linears))
-    rest = {"dtype": "bfloat16" if machine.gpu else "float32", "tail_tokens": 7, "calls_per_s": 0.1}
+    rest = {
+        "dtype": "bfloat16" if machine.gpu else "float32",
+        "tail_tokens": 7,
+        "calls_per_s": 0.1,
+        "max_tokens_in_flight": 1 << 20,
+    }
     return Deployment(shape, machine, served, **{**rest, "context_tokens": shape.context_tokens, **changes})

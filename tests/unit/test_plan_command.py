@@ -13,12 +13,15 @@ from typer.testing import CliRunner, Result
 from service.cli import app
 from service.cli.common import console
 from service.errors import ConfigurationError, FantailError, RegistryError
+from service.serve import CPU_TOKENS_IN_FLIGHT, GPU_TOKENS_IN_FLIGHT
 from tests.architecture.source import is_within
 from tests.architecture.test_import_law import modules_loaded_by
 from tests.support import ABSENT, CLASSIFIERS, REPOSITORY, changed
 from tests.unit.planned import MISTRAL_7B, SMOLLM2_135M
 
 ADAPTER = {"r": 4, "target_modules": ["q_proj", "o_proj"], "alora_invocation_tokens": [1, 2]}
+PAGE = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+SETTINGS = {"SLOTS": "4", "KV_GIB": "2", "MAX_RANK": "32", "CONTEXT_TOKENS": "1024", "MAX_TOKENS_IN_FLIGHT": "4096"}
 USAGE = 2
 """The exit code of a command line that makes no sense, by convention."""
 
@@ -65,19 +68,48 @@ def test_by_default_what_is_configured_is_planned() -> None:
     assert plan["deployment"]["served"]["fan"] == {"activated": 16, "plain": 0, "bare": 0}
     assert plan["memory"]["weights"] == 134_515_008 * 4
     assert plan["slot_count"] == 20
-    assert plan["warnings"] == []
+    assert [warning[:35] for warning in plan["warnings"]] == ["1,536 tokens in flight let in 1 of "]
 
 
 def test_the_example_of_the_documentation_prints_what_stands_there() -> None:
-    page = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"^\$ fantail plan (.*?)\n(.*?)^```$", page, re.M | re.S)
+    (example,) = re.findall(r"^\$ fantail plan (.*?)\n(.*?)^```$", PAGE, re.M | re.S)
     arguments, expected = example
-    shown = fantail_plan(*arguments.split()).output
-    assert [line.rstrip() for line in shown.rstrip().splitlines()] == expected.rstrip().splitlines()
+    *shown, warning = [line.rstrip() for line in fantail_plan(*arguments.split()).output.rstrip().splitlines()]
+    *tables, wrapped = expected.split("warning: ")
+    assert shown == [*"".join(tables).rstrip().splitlines(), ""]
+    assert warning == "warning: " + " ".join(wrapped.split())
+
+
+def test_with_the_bound_that_is_advised_as_many_machines_do_as_the_documentation_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usual = planned("--tokens", "2000")
+    (advised,) = re.findall(r"set FANTAIL_MAX_TOKENS_IN_FLIGHT to (\d+)", usual["warnings"][0])
+    monkeypatch.setenv("FANTAIL_MAX_TOKENS_IN_FLIGHT", advised)
+    before, after = (plan["lengths"][0]["ways"][0] for plan in (usual, planned("--tokens", "2000")))
+    said = (
+        f"set FANTAIL_MAX_TOKENS_IN_FLIGHT to {advised}, and at 2,000 tokens it is {after['machines']} machines "
+        f"instead of {before['machines']}, {after['latency_s']:.2f} s instead of {before['latency_s']:.2f}, "
+        f"{after['turned_away']:.1%}"
+    )
+    assert said.removesuffix("%") in " ".join(PAGE.split())
+
+
+def test_the_command_beside_published_figures_prints_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (command,) = re.findall(r"`FANTAIL_GPU_MEMORY_SHARE=1 fantail plan (.*?)`", PAGE, re.S)
+    (tmp_path / "mistral-7b").mkdir()
+    (tmp_path / "mistral-7b" / "config.json").write_text(json.dumps(MISTRAL_7B))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FANTAIL_GPU_MEMORY_SHARE", "1")
+    plan = planned(*command.split())
+    published = {"weights": 14e9, "slots": 1.4e9, "kv": 7e9}
+    assert {part: plan["memory"][part] for part in published} == pytest.approx(published, rel=0.05)
+    assert plan["memory"]["step"] + plan["memory"]["runtime"] == pytest.approx(1e9, rel=0.1)
+    assert plan["deployment"]["served"]["ranks"] == [16] * 16
 
 
 def test_warnings_stand_below_the_tables() -> None:
-    *_, last = fantail_plan("--slots", "3").output.splitlines()
+    *_, last = fantail_plan("--slots", "3", "--tokens", "320").output.splitlines()
     assert last.startswith("warning: 16 adapters share 3 slots")
 
 
@@ -143,6 +175,11 @@ def test_a_gpu_is_planned_with_its_own_usual_values(tmp_path: Path) -> None:
     assert [length["tokens"] for length in plan["lengths"]] == [1000]
 
 
+@pytest.mark.parametrize(("what", "bound"), [("--cpu", CPU_TOKENS_IN_FLIGHT), ("--gpu", GPU_TOKENS_IN_FLIGHT)])
+def test_the_bound_on_tokens_in_flight_is_the_servers(what: str, bound: int) -> None:
+    assert planned(what)["deployment"]["max_tokens_in_flight"] == bound
+
+
 def test_given_values_take_the_place_of_the_usual_ones() -> None:
     rates = ("--tflops", "2", "--bandwidth", "100", "--call-ms", "5", "--memory", "8", "--price", "3")
     deployment = planned(*rates, "--dtype", "bfloat16", "--tail", "9", "--calls-per-second", "4")["deployment"]
@@ -153,11 +190,12 @@ def test_given_values_take_the_place_of_the_usual_ones() -> None:
 
 
 def test_settings_of_the_engine_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"SLOTS": "4", "KV_GIB": "2", "MAX_RANK": "32", "CONTEXT_TOKENS": "1024"}.items():
+    for name, value in SETTINGS.items():
         monkeypatch.setenv(f"FANTAIL_{name}", value)
     plan = planned("--tokens", "2000")
     assert (plan["slot_count"], plan["slot_rank"], plan["memory"]["kv"]) == (4, 32, 2 * 2**30)
     assert plan["lengths"][0]["prefix_tokens"] == 928
+    assert plan["lengths"][0]["ways"][0]["let_in"] == 1 + 2048 // (928 + 16 * 3)
     assert len(plan["warnings"]) == 3
 
 

@@ -7,15 +7,15 @@ from dataclasses import astuple, replace
 import pytest
 
 from service.cli.plan import DEFAULTS
-from service.planning.deployment import Machine
+from service.planning.deployment import TENSOR_BYTES, Machine
 from service.planning.plan import make_plan
 from tests.unit.planned import CPU, GPU, LLAMA_8B, MISTRAL_7B, deployment
 
 GIB = 1 << 30
 PUBLISHED = deployment(MISTRAL_7B, GPU, (16,) * 16, gpu_memory_share=1.0)
-"""Mistral 7B in bfloat16 with sixteen adapters on a card of 24 GB. Published: base 14 GB, adapters of about 85 MB and
-together 1.4 GB, about 1 GB of overhead, about 7 GB left for KV. Their rank is said to be 32, of which bfloat16 needs
-twice as much on all linear layers; 84 MB are what rank 16 needs."""
+"""Mistral 7B in bfloat16 with sixteen adapters on a card of 24 GB, all 24e9 bytes of it, 0.7 GB assumed for the
+runtime. Published: base 14 GB, adapters of about 85 MB and together 1.4 GB, about 1 GB of overhead, about 7 GB left for
+KV. Their rank is said to be 32, of which bfloat16 needs twice as much on all linear layers; 84 MB are what 16 needs."""
 
 
 def test_the_parts_of_a_7b_on_24_gb_are_the_published_ones() -> None:
@@ -24,6 +24,12 @@ def test_the_parts_of_a_7b_on_24_gb_are_the_published_ones() -> None:
     assert memory.slots / 1e9 == pytest.approx(1.4, rel=0.05)
     assert (memory.step + memory.runtime) / 1e9 == pytest.approx(1, rel=0.05)
     assert memory.kv / 1e9 == pytest.approx(7, rel=0.05)
+
+
+def test_with_the_published_rank_adapters_take_twice_the_published_memory_and_kv_gets_less() -> None:
+    memory = replace(PUBLISHED, served=replace(PUBLISHED.served, ranks=(32,) * 16)).memory
+    assert memory.slots / 1e9 == pytest.approx(2 * 1.4, rel=0.05)
+    assert memory.kv / 1e9 == pytest.approx(7 - 1.4, rel=0.05)
 
 
 def test_a_7b_on_24_gb_holds_30_to_40_conversations_only_when_they_are_a_third_of_the_published_length() -> None:
@@ -46,11 +52,16 @@ def test_memory_is_what_a_server_was_seen_to_hold(adapters: int, measured: float
     assert sum(astuple(memory)) / GIB == pytest.approx(measured, rel=0.1)
 
 
+def test_a_held_adapter_takes_what_a_server_was_seen_to_grow_by() -> None:
+    few, many = (deployment(ranks=(4,) * count, slots=16).memory.adapters for count in (16, 200))
+    assert (many - few) / GIB == pytest.approx(4.51 - 3.56, rel=0.03)
+
+
 def test_a_small_model_on_a_cpu() -> None:
     memory = deployment().memory
     assert memory.weights == 134_515_008 * 4
     assert memory.slots == 16 * 2_442_240 * 4
-    assert memory.adapters == 16 * 2_442_240 // 2 * 4
+    assert memory.adapters == 16 * (2_442_240 // 2 * 4 + 2 * 7 * 30 * TENSOR_BYTES)
     assert memory.kv == 4 * GIB
 
 
@@ -125,5 +136,11 @@ def test_a_conversation_fills_whole_blocks_of_the_context(tokens: int, prefix: i
 
 @pytest.mark.parametrize(("machine", "block_tokens"), [(CPU, 32), (GPU, 16)], ids=["CPU", "GPU"])
 def test_each_tail_of_a_fan_out_takes_a_block(machine: Machine, block_tokens: int) -> None:
-    plan = make_plan(deployment(machine=machine), [320])
+    plan = make_plan(deployment(machine=machine, max_tokens_in_flight=1 << 30), [320])
     assert plan.lengths[0].at_once == plan.kv_tokens // (320 + 16 * block_tokens)
+
+
+@pytest.mark.parametrize(("bound", "expected"), [(1536, 2), (1 << 20, 112)], ids=["admission", "KV"])
+def test_so_many_fan_outs_are_computed_at_once_as_are_let_in_and_have_room(bound: int, expected: int) -> None:
+    (length,) = make_plan(deployment(max_tokens_in_flight=bound), [320]).lengths
+    assert length.at_once == expected

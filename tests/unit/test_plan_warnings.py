@@ -31,10 +31,12 @@ SOUND: dict[str, dict[str, Any]] = {
     "KV for just one fan-out": {"kv_gib": FAN_OUT_GIB},
     "a 7B on 24 GB": {"config": MISTRAL_7B, "machine": GPU, "tokens": 4000, "ranks": (16,) * 16},
     "traffic for several machines": {"calls_per_s": 100.0},
+    "calls so rare that they seldom meet": {"tokens": 2000, "max_tokens_in_flight": 1536, "calls_per_s": 0.008},
+    "a bound that lets in enough": {"tokens": 2000, "max_tokens_in_flight": 21_300},
 }
 
 UNSOUND: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "a slot too few": ({"slots": 15}, ("thrash", "share 15 slots", "16 or more")),
+    "a slot too few": ({"slots": 15}, ("thrash", "share 15 slots", "68 ms", "529 for 64", "16 or more")),
     "one large rank": ({"ranks": (4,) * 15 + (64,)}, ("uneven", "rank 64", "15 of 16", "0.96 GiB")),
     "a large rank that may come": ({"max_rank": 16}, ("uneven", "16 of 16", "FANTAIL_MAX_RANK")),
     "a conversation beyond the context": ({"tokens": 8097}, ("8,097 tokens", "context of 8,192", "8,096")),
@@ -42,6 +44,15 @@ UNSOUND: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "weights that fill main memory": ({"config": LLAMA_8B}, ("no room for KV",)),
     "less main memory than KV wants": ({"kv_gib": 15.0}, ("left for KV", "takes 15.00", "FANTAIL_KV_GIB")),
     "KV for no fan-out": ({"kv_gib": 0.999 * FAN_OUT_GIB}, ("room for 0 fan-outs over 320", "1.0 are under way")),
+    "a bound that lets in one at a time": (
+        {"tokens": 2000, "max_tokens_in_flight": 1536},
+        (
+            "1,536 tokens in flight let in 1",
+            "2,016 tokens",
+            "1 machine,",
+            "FANTAIL_MAX_TOKENS_IN_FLIGHT to",
+        ),
+    ),
     "KV for fewer than come": ({"kv_gib": 0.05, "calls_per_s": 0.6}, ("room for 1 fan-outs", "are under way")),
 }
 

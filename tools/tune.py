@@ -82,6 +82,8 @@ PLAIN = tuple(
     Variant("plain LoRA", name, share=0.25, plain=name)
     for name in ("sentiment", "issue_resolved", "topic", "fraud_attempt", "urgency", "refund_request")
 )
+BESIDE_PLAIN = "training records: 25%"
+"""Key of the variant with the plain ones' records."""
 
 
 @dataclass(slots=True)
@@ -113,12 +115,12 @@ class Tuning:
         train = train[: round(variant.share * len(train))]
         dev = [record for record in self.records if record.split == "dev"]
         prefixes = self._prefixes([*train, *dev], builder, fan)
-        facts = [asdict(config), self.prompting.base.identity, [(r.conversation.id, r.labels) for r in (*train, *dev)]]
-        facts.append([words_of(task, variant) for task in tasks])
-        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]  # what is gone on with is the same run
+        label_ids = [[label.token_id for label in task.labels] for task in tasks]
+        asked = [(words_of(task, variant), ids) for task, ids in zip(tasks, label_ids, strict=True)]
+        digest = run_digest(config, self.prompting.base.identity, builder.prompt_digest, asked, [*train, *dev])
         trainer = Trainer(
             fan,
-            [[label.token_id for label in task.labels] for task in tasks],
+            label_ids,
             config,
             self.scratch / f"{variant.group} {variant.name} {digest}.pt".replace("/", " "),
         )
@@ -168,6 +170,21 @@ class Tuning:
         return self._read
 
 
+def run_digest(
+    config: TrainingConfig,
+    base: str,
+    prompt_format: str,
+    asked: Sequence[tuple[str, Sequence[int]]],
+    records: Sequence[Record],
+) -> str:
+    """What a run is made of, in eight hex digits: an interrupted one is gone on with only where all is the same.
+
+    `asked`: every classifier's words and its labels' token ids.
+    """
+    read = [(asdict(record.conversation), dict(record.labels)) for record in records]
+    return hashlib.sha256(json.dumps([asdict(config), base, prompt_format, asked, read]).encode()).hexdigest()[:8]
+
+
 BARE = {
     "asking_for_agent": "human?", "cancellation_intent": "cancel?", "contains_personal_data": "private?",
     "conversation_ended": "ended?", "customer_not_understanding": "confused?", "escalation_risk": "threat?",
@@ -175,12 +192,13 @@ BARE = {
     "requires_external_access": "lookup?", "sentiment": "mood?", "suspicious_message": "spam?", "topic": "topic?",
     "topic_switch": "switch?", "urgency": "urgent?",
 }  # fmt: skip
-"""Without a blank before them, as suits the begin of a line: two or three tokens each."""
+"""Without a blank before them, as suits the begin of a line: two or three tokens each. Others keep their own words."""
 
 
 def words_of(task: Task, variant: Variant) -> str:
     words = task.manifest.words
-    return {"manifest": words, "one word": words.removesuffix("?"), "bare": BARE[task.name]}[variant.words]
+    bare = BARE.get(task.name, words.lstrip())
+    return {"manifest": words, "one word": words.removesuffix("?"), "bare": bare}[variant.words]
 
 
 def mean(values: Sequence[float]) -> float:
@@ -204,10 +222,10 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def plain_section(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Plain beside activated adapters on the same records, as Markdown; empty where none was trained."""
-    activated = results["training records: 25%"]["by_classifier"]
+    """Plain beside activated adapters on the same records, as Markdown; empty where the one or the other is missing."""
+    activated = results.get(BESIDE_PLAIN, {}).get("by_classifier", {})
     pairs = {v.name: results[v.key]["dev_macro_f1"] for v in PLAIN if v.key in results}
-    rows = [(name, activated[name], plain) for name, plain in pairs.items()]
+    rows = [(name, activated[name], plain) for name, plain in pairs.items() if name in activated]
     if not rows:
         return ""
     rows.append(("mean", mean([row[1] for row in rows]), mean([row[2] for row in rows])))

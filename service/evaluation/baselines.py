@@ -19,6 +19,7 @@ from service.errors import ConfigurationError
 from service.evaluation.predictions import Predictions, of_probabilities
 from service.prompt.builder import PromptBuilder
 from service.registry.registry import Registry
+from service.scoring.calibration import calibrate, fit
 from service.training.records import Record
 
 ZERO_SHOT = "zero-shot"
@@ -45,8 +46,9 @@ def text_baselines(
 ) -> dict[str, dict[str, Predictions]]:
     """TF-IDF and sentence embeddings, each with logistic regression, by system and classifier.
 
-    `records`: train and dev are learnt from; `asked`: what to predict. A classifier that has no records of one kind or
-    the other is left out.
+    `records`: train and dev are learnt from, and probabilities calibrated on calibration as Fantail's own are, so none
+    of those may be asked; `asked`: what to predict. A classifier that has nothing to learn from or to predict is left
+    out; one without calibration records stays uncalibrated.
     """
     train = [record for record in records if record.split == "train"]
     makers: dict[str, Callable[[], Features]] = {"TF-IDF": lambda: _tf_idf(train), "MiniLM": sentence_embeddings}
@@ -86,14 +88,26 @@ def _predict_all(
     features: Features, records: Sequence[Record], asked: Sequence[Record], labels: Mapping[str, Sequence[str]]
 ) -> dict[str, Predictions]:
     learnt = learn(features, records, labels)
-    wanted = features([record.conversation for record in asked])
+    fitted_on = [record for record in records if record.split == "calibration"]
+    every = [*fitted_on, *asked]
+    rows = features([record.conversation for record in every])
     found = {}
     for name, answers in learnt.items():
-        places = [i for i, record in enumerate(asked) if name in record.labels]
-        if places:
-            probabilities = answers(wanted[places])
-            found[name] = of_probabilities(labels[name], [asked[i] for i in places], name, probabilities)
+        places = [i for i, record in enumerate(every) if name in record.labels]
+        first_asked = sum(place < len(fitted_on) for place in places)
+        if first_asked < len(places):
+            answered = of_probabilities(labels[name], [every[i] for i in places], name, answers(rows[places]))
+            known, wanted = np.split(np.arange(len(places)), [first_asked])
+            found[name] = _calibrated(answered.at(wanted), answered.at(known))
     return found
+
+
+def _calibrated(asked: Predictions, known: Predictions) -> Predictions:
+    """`asked` with probabilities as a fit on `known` makes them; as they are where nothing is known."""
+    if not known.ids:
+        return asked
+    scale, bias = fit(known.raw, known.gold)
+    return replace(asked, probabilities=np.asarray([calibrate(row, scale, bias) for row in asked.raw.tolist()]))
 
 
 def _regression(known: Any, targets: NDArray[np.int64], in_train: NDArray[np.bool_], labels: int) -> Answers:

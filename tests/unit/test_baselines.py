@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from service.classify import Classify
@@ -16,6 +17,7 @@ from service.errors import ConfigurationError
 from service.evaluation.baselines import text_baselines, zero_shot
 from service.evaluation.predictions import Predictions, predict
 from service.prompt.builder import PromptBuilder
+from service.scoring.calibration import calibrate, fit
 from service.training.records import Record
 from tests.integration.harness import ACTIVATED, LABELS, NAMES, small_registry
 from tests.support import classify_with, talk
@@ -101,6 +103,53 @@ def test_records_that_are_held_out_are_not_learnt_from(found: dict[str, dict[str
     again = text_baselines([*LEARNT, *held_out], held_out, {"refund": ASKED["refund"]})
     expected = found["TF-IDF"]["refund"].probabilities
     assert again["TF-IDF"]["refund"].probabilities == pytest.approx(expected)
+
+
+CALIBRATION = [each for each in RECORDS if each.split == "calibration"]
+
+
+def with_wish(each: Record, label: str) -> Record:
+    return Record(each.conversation, {"refund": label})
+
+
+@pytest.fixture(scope="module")
+def rare() -> dict[str, Predictions]:
+    """TF-IDF where the calibration split says that hardly anybody wants money back, whatever was learnt."""
+    known = [with_wish(each, "yes" if number == 0 else "no") for number, each in enumerate(CALIBRATION)]
+    return text_baselines([*LEARNT, *known], HELD_OUT, ASKED, ["TF-IDF"])["TF-IDF"]
+
+
+def test_probabilities_are_calibrated_as_ours_are_on_the_calibration_split(
+    found: dict[str, dict[str, Predictions]], rare: dict[str, Predictions]
+) -> None:
+    raw = found["TF-IDF"]["refund"].raw
+    assert rare["refund"].raw == pytest.approx(raw)
+    known = text_baselines(LEARNT, CALIBRATION, {"refund": YES_NO}, ["TF-IDF"])["TF-IDF"]["refund"].raw
+    scale, bias = fit(known, np.asarray([YES_NO.index("yes" if n == 0 else "no") for n in range(len(CALIBRATION))]))
+    expected = np.asarray([calibrate(row, scale, bias) for row in raw.tolist()])
+    assert rare["refund"].probabilities == pytest.approx(expected)
+    assert expected[:, 0].mean() < raw[:, 0].mean() - 0.1
+
+
+def test_a_classifier_without_calibration_records_stays_as_it_was_learnt(rare: dict[str, Predictions]) -> None:
+    assert set(rare) == {"refund", "topic", "one_kind"}
+    assert rare["topic"].probabilities == pytest.approx(rare["topic"].raw)
+
+
+def test_records_of_the_calibration_split_are_not_answered_unless_asked(rare: dict[str, Predictions]) -> None:
+    assert rare["refund"].ids == tuple(each.conversation.id for each in HELD_OUT)
+
+
+def test_a_classifier_with_calibration_records_alone_is_left_out() -> None:
+    known = [also(each, "asked_only") for each in CALIBRATION]
+    answers = text_baselines([*LEARNT, *known], [also(each, "asked_only") for each in HELD_OUT], ASKED, ["TF-IDF"])
+    assert set(answers["TF-IDF"]) == {"refund", "topic", "one_kind"}
+
+
+def test_a_classifier_with_calibration_records_and_none_asked_is_left_out() -> None:
+    known = [also(each, "learnt_only") for each in (*LEARNT, *CALIBRATION)]
+    answers = text_baselines(known, HELD_OUT, ASKED, ["TF-IDF"])
+    assert set(answers["TF-IDF"]) == {"refund", "topic", "one_kind"}
 
 
 def test_a_conversation_without_the_customer_is_answered() -> None:

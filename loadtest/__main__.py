@@ -10,23 +10,31 @@ import math
 import random
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.outcome import Outcome, milliseconds
+from loadtest.outcome import Outcome, milliseconds, ratio
 from loadtest.output import positive, wide_console
 from loadtest.profile import Profile, ProfileError, load_profile
-from loadtest.report import write_report
-from loadtest.run import Target, by_rate, duration_s, is_generator_the_limit, knee, pool, sweep
-from loadtest.server import commit, fresh_server, machine, settings, versions
+from loadtest.report import OF_LENGTHS, length_rows, write_report
+from loadtest.run import Target, by_rate, duration_s, is_generator_the_limit, knee, pool, sweep, unloaded
+from loadtest.server import fresh_server, provenance, settings
 from service.client import FantailClient
 
 PROFILES = Path(__file__).resolve().parent / "profiles"
+
+WIDTH = 140
+"""Of the output where it goes to no terminal."""
+
+COLUMNS = (
+    *("offered / s", "calls", "goodput / s", "classified / s", "tokens read / s"),
+    *("p50 ms", "p95 ms", "p99 ms", "p99 / lowest", "turned away", "tokens reused"),
+)
 
 
 def main() -> None:
@@ -57,24 +65,12 @@ def main() -> None:
         profile = load_profile(path)
     except ProfileError as error:
         sys.exit(str(error))
-    asyncio.run(load(path, profile, options, wide_console()))
+    asyncio.run(load(path, profile, options, wide_console(WIDTH)))
 
 
 async def load(path: Path, profile: Profile, options: argparse.Namespace, console: Console) -> None:
     """Run, print each result when it is there, write the report after each."""
-    facts = {
-        "profile": profile.name,
-        "machine": machine(),
-        "commit": commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "versions": versions(),
-        "server": options.address or f"a fresh one, {settings() or 'with the default settings'}",
-        "generator": f"{options.processes} process(es), open loop, seed {options.seed}",
-        "rounds": str(options.rounds),
-    }
-    facts |= {
-        name: json.dumps(value) for name, value in asdict(profile).items() if name != "name" and value not in ("", None)
-    }
+    facts = facts_of(profile, options)
     runs: list[tuple[float, Outcome]] = []
     async with contextlib.AsyncExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fantail-load-")))
@@ -93,39 +89,62 @@ async def load(path: Path, profile: Profile, options: argparse.Namespace, consol
     console.print(f"the report: {options.output / 'report.html'}")
 
 
+def facts_of(profile: Profile, options: argparse.Namespace) -> dict[str, str]:
+    """What makes a run repeatable. Of a server that ran already nothing is known here: it may be on another machine."""
+    here = provenance()
+    date = here.pop("date")
+    if options.address:
+        here = {f"generator {each}": value for each, value in here.items()} | {f"server {e}": "unknown" for e in here}
+    facts = {
+        "profile": profile.name,
+        "server": options.address or f"a fresh one, {settings() or 'with the default settings'}",
+        **here,
+        "date": date,
+        "generator": f"{options.processes} process(es), open loop, seed {options.seed}",
+        "rounds": str(options.rounds),
+    }
+    return facts | {
+        name: json.dumps(value) for name, value in asdict(profile).items() if name != "name" and value not in ("", None)
+    }
+
+
 async def names(address: str, key: str | None) -> tuple[str, ...]:
     async with FantailClient(address, key=key) as client:
         return tuple(each.name for each in await client.list_classifiers(timeout=60))
 
 
 def show(facts: dict[str, str], runs: list[tuple[float, Outcome]], console: Console) -> None:
-    """Each rate's runs as a row: medians of the rates reached, percentiles of all latencies. And the knee."""
+    """Each rate's runs as a row: medians of the rates reached, percentiles of all latencies. The same by length of
+    conversation. And the knee."""
     rounds, rates = by_rate(runs), pool(runs)
-    table = Table(title=f"{facts['profile']} · {facts['machine']} · {facts['commit']}")
-    for column in (
-        "offered / s",
-        "goodput / s",
-        "classified / s",
-        "p50 ms",
-        "p95 ms",
-        "p99 ms",
-        "turned away",
-        "tokens reused",
-    ):
-        table.add_column(column, justify="right")
+    known = [facts[name] for name in ("machine", "commit") if name in facts]
+    where = known or [facts["server"], "machine and commit of the server unknown"]
+    table = right_aligned(" · ".join([facts["profile"], *where]), COLUMNS)
+    lengths = right_aligned("by length of conversation, in tokens", OF_LENGTHS)
     for rate, outcome in rates:
         percentiles = (milliseconds(outcome.latency, percentile) for percentile in (50, 95, 99))
         shares = (f"{outcome.shed_share:.1%}", f"{outcome.reused_share:.1%}")
         goodput = median(each.goodput for each in rounds[rate])
         classified = median(each.classification_rate for each in rounds[rate])
-        table.add_row(f"{rate:.2f}", f"{goodput:.2f}", f"{classified:.1f}", *percentiles, *shares)
+        read = median(each.read_rate for each in rounds[rate])
+        reached = (f"{rate:.2f}", str(outcome.sent), f"{goodput:.2f}", f"{classified:.1f}", f"{read:,.0f}")
+        table.add_row(*reached, *percentiles, ratio(outcome.latency, unloaded(rates).latency, 99), *shares)
         if is_generator_the_limit(outcome):
             console.print(
                 f"[red]at {rate:.2f} a second the generator was the limit[/]: {outcome.late_sends} late sends"
             )
-    console.print(table)
+    for row in length_rows(rates):
+        lengths.add_row(*row)
+    console.print(table, lengths)
     found = knee(rates)
     console.print("no rate was borne" if found is None else f"knee: {found[0]:.2f} calls a second")
+
+
+def right_aligned(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
 
 
 if __name__ == "__main__":

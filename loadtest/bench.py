@@ -1,7 +1,8 @@
 """`make bench`: the fan-out beside one classification and its peers, alternating in one run; prints medians.
 
 Every measurement is of a conversation nobody has seen before, so nothing is answered from a cache. The answers of
-the fan-out are compared with PEFT's before anything is measured: a fast wrong answer does not count.
+the fan-out, and of the peers that compute with an adapter, are compared with PEFT's before anything is measured: a fast
+wrong answer does not count.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from loadtest.comparison import Comparison, has_time_left, worst_difference
-from loadtest.contestants import MERGED, PEERS, Contestant, base_model, fantail
+from loadtest.contestants import MERGED, PEERS, Contestant, base_model, fantail, worker
 from loadtest.conversations import conversation
 from loadtest.output import positive, wide_console, write_whole
 from loadtest.resident import resident_bytes
-from loadtest.server import commit, machine
+from loadtest.server import commit, machine, provenance
 
 LENGTHS = (100, 320, 1000, 2000)
 WARM_UPS = 2
@@ -31,10 +32,13 @@ WARM_UP_TOKENS = 60
 SETTLE_SECONDS = 1.5
 """Between two measurements: vLLM's processes go on spinning on a core for a second after their last message."""
 
-AGREE_TOKENS = 200
+AGREE_TURNS = conversation(200, "agree")
 TOLERANCE = 2e-3
 SAME_ANSWERS = ("peft", "peft-mixed", "peft-shared")
 """The peers that compute what Fantail does."""
+
+PLAIN_ANSWERS = ("stock-vllm", MERGED)
+"""The peers that compute with plain copies of the adapters; merged weights with the first one's alone."""
 
 
 def main() -> None:
@@ -67,6 +71,9 @@ async def bench(options: argparse.Namespace, console: Console) -> None:
             console.print(f"starting {PEERS[name].title} …")
             peers[name] = await stack.enter_async_context(PEERS[name].start(PEERS[name].title, model, scratch))
         classifiers = await agree(fan_out, peers, console)
+        if plain := {name: peers[name] for name in PLAIN_ANSWERS if name in peers}:
+            async with worker("peft_plain")("PEFT on plain copies", model, scratch) as reference:
+                await agree_on_plain_copies(reference, plain, console)
         comparison = Comparison(fan_out.title)
         await measure([one, fan_out, *peers.values()], comparison, options, console)
         show(comparison, peers, classifiers, console)
@@ -74,18 +81,31 @@ async def bench(options: argparse.Namespace, console: Console) -> None:
 
 async def agree(fan_out: Contestant, peers: Mapping[str, Contestant], console: Console) -> int:
     """End the program when our answers are not PEFT's; the number of classifiers that answered."""
-    turns = conversation(AGREE_TOKENS, "agree")
-    _, ours = await fan_out.ask(turns)
+    _, ours = await fan_out.ask(AGREE_TURNS)
     compared = [peers[name] for name in SAME_ANSWERS if name in peers]
     if not compared:
         console.print("no peer computes what Fantail does, so that its answers are not compared with PEFT's")
     for peer in compared:
-        _, theirs = await peer.ask(turns)
-        worst = worst_difference(ours, theirs)
-        console.print(f"largest difference from the probabilities of {peer.title}: {worst:.1e}")
-        if worst > TOLERANCE:
-            sys.exit("Fantail's answers are not PEFT's; nothing is measured")
+        _, theirs = await peer.ask(AGREE_TURNS)
+        require_same("Fantail", ours, peer.title, theirs, console)
     return len(ours)
+
+
+async def agree_on_plain_copies(reference: Contestant, peers: Mapping[str, Contestant], console: Console) -> None:
+    """End the program when a peer that computes with plain copies does not answer as PEFT does with them."""
+    _, wanted = await reference.ask(AGREE_TURNS)
+    for name, peer in peers.items():
+        _, theirs = await peer.ask(AGREE_TURNS)
+        require_same(peer.title, theirs, reference.title, wanted[:1] if name == MERGED else wanted, console)
+
+
+def require_same(
+    who: str, ours: Sequence[Sequence[float]], whom: str, theirs: Sequence[Sequence[float]], console: Console
+) -> None:
+    worst = worst_difference(ours, theirs)
+    console.print(f"{who}: largest difference from the probabilities of {whom}: {worst:.1e}")
+    if worst > TOLERANCE:
+        sys.exit(f"the answers of {who} are not those of {whom}; nothing is measured")
 
 
 async def measure(
@@ -112,7 +132,7 @@ async def measure(
 
 def write(comparison: Comparison, output: Path) -> None:
     """Keep what is measured so far, so that an interrupted run is not lost."""
-    facts = {"machine": machine(), "commit": commit()} | comparison.to_json()
+    facts = provenance() | comparison.to_json()
     write_whole(output, json.dumps(facts, indent=1) + "\n")
 
 

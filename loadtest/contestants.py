@@ -7,11 +7,11 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from loadtest.baselines.stock_vllm import stock_vllm
 from loadtest.baselines.worker import Worker
@@ -65,9 +65,7 @@ async def fantail(scratch: Path) -> AsyncIterator[tuple[Contestant, Contestant]]
             return seconds, [[score.raw_probability for score in reply.classification.scores]]
 
         async def fan_out(turns: Turns) -> Answer:
-            seconds, reply = await timed(client.fan_out(turns, timeout=CALL_SECONDS))
-            if failed := [each.classifier for each in reply.results if not each.HasField("classification")]:
-                raise RuntimeError(f"the fan-out has no answer of {', '.join(failed)}")
+            seconds, reply = await timed_fan_out(client, turns)
             return seconds, [[score.raw_probability for score in r.classification.scores] for r in reply.results]
 
         yield (
@@ -81,6 +79,19 @@ async def timed(asked: Awaitable[Reply]) -> tuple[float, Reply]:
     began = time.perf_counter()
     reply = await asked
     return time.perf_counter() - began, reply
+
+
+async def timed_fan_out(client: FantailClient, turns: Turns, names: Sequence[str] = ()) -> tuple[float, Any]:
+    """The same of a fan-out of these classifiers, or all."""
+    seconds, reply = await timed(client.fan_out(turns, names, timeout=CALL_SECONDS))
+    return seconds, whole(reply)
+
+
+def whole(reply: Any) -> Any:
+    """The reply to a fan-out. Raises RuntimeError when a classifier has not answered: less work is no measurement."""
+    if failed := [each.classifier for each in reply.results if not each.HasField("classification")]:
+        raise RuntimeError(f"the fan-out has no answer of {', '.join(failed)}; nothing is measured of a part of it")
+    return reply
 
 
 def worker(module: str) -> Callable[[str, Path, Path], AbstractAsyncContextManager[Contestant]]:

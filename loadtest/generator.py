@@ -65,14 +65,12 @@ async def _send(client: FantailClient, profile: Profile, call: Call, due: float,
         status, response = "DEADLINE_EXCEEDED", None  # gRPC keeps deadlines to some milliseconds only
     if not counted:
         return
-    outcome.sent += 1
-    outcome.late_sends += late
-    outcome.by_status[status] += 1
+    outcome.ended(call.length, status, late)
     if response is not None:
         durations = {stage: getattr(response.durations, stage).ToNanoseconds() / 1e9 for stage in STAGES}
         usage = response.usage
         answers = 1 if call.classifiers else sum(each.HasField("classification") for each in response.results)
-        outcome.answered(latency_s, durations, usage.computed_tokens, usage.reused_tokens, answers)
+        outcome.answered(call.length, latency_s, durations, usage.computed_tokens, usage.reused_tokens, answers)
 
 
 async def _ask(client: FantailClient, profile: Profile, call: Call, due: float) -> tuple[str, Any]:

@@ -13,8 +13,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from rich.table import Table
 
 from loadtest.baselines.prompts import Prompts, Task
 from loadtest.baselines.worker import Worker
-from loadtest.contestants import CALL_SECONDS, CLASSIFIERS, base_model, timed
+from loadtest.contestants import CALL_SECONDS, CLASSIFIERS, base_model, timed, timed_fan_out
 from loadtest.conversations import conversation
-from loadtest.output import positive, wide_console
-from loadtest.server import ROOT, commit, fresh_server, machine
+from loadtest.output import positive, wide_console, write_whole
+from loadtest.server import ROOT, commit, fresh_server, machine, provenance
 from service.client import FantailClient
 
 
@@ -55,11 +55,11 @@ async def measure(
     seconds, _ = await timed(client.classify(alone, tasks[0].name, timeout=CALL_SECONDS))
     taken.one.append(seconds)
     turns = conversation(tokens, f"fan {tokens} {number}")
-    seconds, reply = await timed(client.fan_out(turns, timeout=CALL_SECONDS))
+    seconds, reply = await timed_fan_out(client, turns)
     taken.fan_out.append(seconds)
     taken.engine.append(reply.durations.engine.ToTimedelta().total_seconds())
     taken.prefix.append(reply.usage.computed_tokens - sum(len(task.tail) for task in tasks))
-    seconds, _ = await timed(client.fan_out(turns, timeout=CALL_SECONDS))
+    seconds, _ = await timed_fan_out(client, turns)
     taken.again.append(seconds)
     taken.rate.append((await asyncio.to_thread(rate.ask, []))[1][0][0])
 
@@ -73,38 +73,44 @@ def counted(prefix_tokens: int, tail_tokens: int) -> dict[str, Any]:
     return found
 
 
-def show(found: dict[int, Taken], tail_tokens: int, console: Console) -> None:
+def figures(taken: Taken, tail_tokens: int) -> dict[str, float]:
+    """What is told of a length, by name."""
+    m = taken.medians()
+    work = counted(int(m["prefix"]), tail_tokens)
+    operations = sum(work[part] for part in ("prefix", "tails", "adapters", "attention", "head"))
+    reached = operations / m["engine"]
+    return {
+        "GFLOP: prefix": work["prefix"] / 1e9,
+        "GFLOP: tails and their adapters": (work["tails"] + work["adapters"]) / 1e9,
+        "GFLOP: attention": work["attention"] / 1e9,
+        "GFLOP: head": work["head"] / 1e9,
+        "GB from memory": work["memory_bytes"] / 1e9,
+        "one classification, ms": 1000 * m["one"],
+        "fan-out, ms": 1000 * m["fan_out"],
+        "of which engine, ms": 1000 * m["engine"],
+        "the same fan-out again, ms": 1000 * m["again"],
+        "fan-out / one": m["fan_out"] / m["one"],
+        "service and gRPC, % of the fan-out": 100 * (1 - m["engine"] / m["fan_out"]),
+        "GFLOP/s reached": reached / 1e9,
+        "GFLOP/s of large matrices": m["rate"] / 1e9,
+        "reached, % of these": 100 * reached / m["rate"],
+    }
+
+
+def tell(found: Mapping[int, Taken], tail_tokens: int, output: Path | None, console: Console) -> None:
+    """Print the medians as a table; write them, and all that they are of, to `output`, if any."""
+    columns = {tokens: figures(taken, tail_tokens) for tokens, taken in found.items()}
     table = Table(title=f"{machine()} · {commit()} · medians")
     table.add_column("")
     for tokens, taken in found.items():
         table.add_column(f"{tokens:,} tokens ({len(taken.one)})", justify="right")
-    columns = []
-    for taken in found.values():
-        m = taken.medians()
-        work = counted(int(m["prefix"]), tail_tokens)
-        operations = sum(work[part] for part in ("prefix", "tails", "adapters", "attention", "head"))
-        reached = operations / m["engine"]
-        columns.append(
-            {
-                "GFLOP: prefix": work["prefix"] / 1e9,
-                "GFLOP: tails and their adapters": (work["tails"] + work["adapters"]) / 1e9,
-                "GFLOP: attention": work["attention"] / 1e9,
-                "GFLOP: head": work["head"] / 1e9,
-                "GB from memory": work["memory_bytes"] / 1e9,
-                "one classification, ms": 1000 * m["one"],
-                "fan-out, ms": 1000 * m["fan_out"],
-                "of which engine, ms": 1000 * m["engine"],
-                "the same fan-out again, ms": 1000 * m["again"],
-                "fan-out / one": m["fan_out"] / m["one"],
-                "service and gRPC, % of the fan-out": 100 * (1 - m["engine"] / m["fan_out"]),
-                "GFLOP/s reached": reached / 1e9,
-                "GFLOP/s of large matrices": m["rate"] / 1e9,
-                "reached, % of these": 100 * reached / m["rate"],
-            }
-        )
-    for row in columns[0]:
-        table.add_row(row, *(f"{column[row]:.2f}" for column in columns))
+    for row in next(iter(columns.values())):
+        table.add_row(row, *(f"{column[row]:.2f}" for column in columns.values()))
     console.print(table)
+    if output:
+        measured = {tokens: asdict(taken) for tokens, taken in found.items()}
+        facts = {**provenance(), "medians": columns, "measured": measured}
+        write_whole(output, json.dumps(facts, indent=1) + "\n")
 
 
 async def run(options: argparse.Namespace, console: Console) -> None:
@@ -117,20 +123,21 @@ async def run(options: argparse.Namespace, console: Console) -> None:
         address = await stack.enter_async_context(fresh_server(scratch / "server.log"))
         client = await stack.enter_async_context(FantailClient(address))
         for tokens in (60, 1000):
-            await client.fan_out(conversation(tokens, f"warm-up {tokens}"), timeout=CALL_SECONDS)
+            await timed_fan_out(client, conversation(tokens, f"warm-up {tokens}"))
         with Progress(console=console) as progress:
             bar = progress.add_task("measuring", total=options.rounds * len(found))
             for number in range(options.rounds):
                 for tokens, taken in found.items():
                     await measure(client, tasks, rate, tokens, number, taken)
                     progress.advance(bar)
-    show(found, max(len(task.tail) for task in tasks), console)
+    tell(found, max(len(task.tail) for task in tasks), options.output, console)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtest.limit", description=__doc__)
     parser.add_argument("--rounds", type=positive, default=9)
     parser.add_argument("--lengths", type=int, nargs="+", default=(100, 320, 1000, 2000), help="tokens of conversation")
+    parser.add_argument("--output", type=Path, help="also write everything as JSON")
     asyncio.run(run(parser.parse_args(), wide_console()))
 
 

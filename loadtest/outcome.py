@@ -28,9 +28,39 @@ def seconds(histogram: HdrHistogram, percentile: float) -> float:
     return float(histogram.get_value_at_percentile(percentile)) / 1e6 if histogram.get_total_count() else math.nan
 
 
+def has_percentile(histogram: HdrHistogram, percentile: float) -> bool:
+    """Whether so much was recorded that some of it lies beyond: a hundred values for the 99th."""
+    return int(histogram.get_total_count()) >= round(100 / (100 - percentile))
+
+
 def milliseconds(histogram: HdrHistogram, percentile: float) -> str:
-    """A percentile to be read; a dash where nothing was recorded."""
-    return f"{1000 * seconds(histogram, percentile):.0f}" if histogram.get_total_count() else "–"
+    """A percentile to be read; a dash where too little was recorded for it."""
+    return f"{1000 * seconds(histogram, percentile):.0f}" if has_percentile(histogram, percentile) else "–"
+
+
+def ratio(histogram: HdrHistogram, unloaded: HdrHistogram, percentile: float) -> str:
+    """How many times another's percentile it is, to be read; a dash where one of them has none, and for itself."""
+    if histogram is unloaded or not all(has_percentile(each, percentile) for each in (histogram, unloaded)):
+        return "–"
+    return f"{seconds(histogram, percentile) / seconds(unloaded, percentile):.2f}"
+
+
+@dataclass(slots=True)
+class OfLength:
+    """Of the calls about conversations of one length: how many were sent, how many of them wholly answered in time;
+    `latency`: of those that were answered, wholly or in part."""
+
+    sent: int = 0
+    good: int = 0
+    latency: HdrHistogram = field(default_factory=new_histogram)
+
+    def add(self, other: OfLength) -> None:
+        self.sent += other.sent
+        self.good += other.good
+        self.latency.add(other.latency)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"sent": self.sent, "good": self.good, **_latency_to_json(self.latency)}
 
 
 @dataclass(slots=True)
@@ -40,7 +70,8 @@ class Outcome:
     `sent`: how many; `by_status`: how they ended, partly answered ones as PARTLY; `late_sends`: sent more than
     `LATE_SEND_S` after they were due, because the generator could not keep up; `latency`: from when a call was due to
     its answer, of answered calls; `stages`: of the server's own account; `tokens`: computed and reused;
-    `classifications`: answered, also in part of a call; `steady_s`.
+    `classifications`: answered, also in part of a call; `lengths`: by the profile's length of the conversation, so that
+    it is seen when only short ones get through; `steady_s`.
     """
 
     steady_s: float = 0.0
@@ -51,6 +82,7 @@ class Outcome:
     stages: dict[str, HdrHistogram] = field(default_factory=lambda: {stage: new_histogram() for stage in STAGES})
     tokens: Counter[str] = field(default_factory=Counter)
     classifications: int = 0
+    lengths: dict[int, OfLength] = field(default_factory=dict)
 
     @property
     def offered_rate(self) -> float:
@@ -68,6 +100,11 @@ class Outcome:
         return self.classifications / self.steady_s
 
     @property
+    def read_rate(self) -> float:
+        """Tokens computed per second for calls that were answered in time, also in part: long calls count for more."""
+        return self.tokens["computed"] / self.steady_s
+
+    @property
     def shed_share(self) -> float:
         """Share of calls turned away by the server."""
         return self.by_status["RESOURCE_EXHAUSTED"] / max(1, self.sent)
@@ -77,12 +114,28 @@ class Outcome:
         """Share of prompt tokens found in the prefix cache."""
         return self.tokens["reused"] / max(1, self.tokens.total())
 
+    def ended(self, length: int, status: str, is_late: bool = False) -> None:
+        """Take down how a call ended about a conversation of so many tokens, and whether it was sent late."""
+        self.sent += 1
+        self.late_sends += is_late
+        self.by_status[status] += 1
+        of_length = self.lengths.setdefault(length, OfLength())
+        of_length.sent += 1
+        of_length.good += status == GOOD
+
     def answered(
-        self, latency_s: float, stages: Mapping[str, float], computed: int, reused: int, classifications: int = 1
+        self,
+        length: int,
+        latency_s: float,
+        stages: Mapping[str, float],
+        computed: int,
+        reused: int,
+        classifications: int = 1,
     ) -> None:
-        """Take down an answer, and how many classifications it held. Durations in seconds."""
+        """Take down the answer to a call that has ended, and how many classifications it held. Durations in seconds."""
         self.classifications += classifications
-        self.latency.record_value(_microseconds(latency_s))
+        for histogram in (self.latency, self.lengths[length].latency):
+            histogram.record_value(_microseconds(latency_s))
         for stage, duration in stages.items():
             self.stages[stage].record_value(_microseconds(duration))
         self.tokens.update({"computed": computed, "reused": reused})
@@ -97,9 +150,11 @@ class Outcome:
         self.latency.add(other.latency)
         for stage, histogram in self.stages.items():
             histogram.add(other.stages[stage])
+        for length, of_length in other.lengths.items():
+            self.lengths.setdefault(length, OfLength()).add(of_length)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, the histograms in HdrHistogram's own compressed form beside the usual percentiles, if any."""
+        """Everything, the histograms in HdrHistogram's own compressed form beside the percentiles that they have."""
         return {
             "steady_s": self.steady_s,
             "sent": self.sent,
@@ -108,13 +163,10 @@ class Outcome:
             "tokens": dict(self.tokens),
             "offered_rate": self.offered_rate,
             "goodput": self.goodput,
+            "read_rate": self.read_rate,
             "classifications": self.classifications,
-            "latency_s": {
-                f"p{percentile:g}": seconds(self.latency, percentile)
-                for percentile in PERCENTILES
-                if self.latency.get_total_count()
-            },
-            "latency": self.latency.encode().decode(),
+            **_latency_to_json(self.latency),
+            "lengths": {str(length): each.to_json() for length, each in sorted(self.lengths.items())},
             "stages": {stage: histogram.encode().decode() for stage, histogram in self.stages.items()},
         }
 
@@ -129,6 +181,10 @@ class Outcome:
             {stage: HdrHistogram.decode(encoded) for stage, encoded in value["stages"].items()},
             Counter(value["tokens"]),
             value["classifications"],
+            {
+                int(length): OfLength(each["sent"], each["good"], HdrHistogram.decode(each["latency"]))
+                for length, each in value["lengths"].items()
+            },
         )
 
 
@@ -146,6 +202,14 @@ def pooled(rounds: Iterable[Outcome]) -> Outcome:
     whole = merged([Outcome(), *runs])
     whole.steady_s = sum(run.steady_s for run in runs)
     return whole
+
+
+def _latency_to_json(latency: HdrHistogram) -> dict[str, Any]:
+    known = [percentile for percentile in PERCENTILES if has_percentile(latency, percentile)]
+    return {
+        "latency_s": {f"p{percentile:g}": seconds(latency, percentile) for percentile in known},
+        "latency": latency.encode().decode(),
+    }
 
 
 def _microseconds(duration_s: float) -> int:

@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest.outcome import PERCENTILES, STAGES, Outcome, milliseconds, seconds
+from loadtest.outcome import PERCENTILES, STAGES, OfLength, Outcome, milliseconds, ratio, seconds
 from loadtest.output import write_whole
-from loadtest.run import is_generator_the_limit, knee, pool
+from loadtest.run import is_generator_the_limit, knee, pool, unloaded
 
 Runs = Sequence[tuple[float, Outcome]]
+
+OF_LENGTHS = ("offered / s", "length", "sent", "answered", "share", "p50 ms", "p99 ms", "p50 / lowest", "p99 / lowest")
+"""Columns of `length_rows`; the last two are against the same length at the lowest rate, which stands for no load."""
 
 
 def write_report(folder: Path, facts: Mapping[str, Any], runs: Runs) -> None:
@@ -42,20 +45,39 @@ def html(facts: Mapping[str, Any], runs: Runs) -> str:
     found = knee(runs)
     return environment.get_template("report.html").render(
         facts=facts,
-        rows=[_row(rate, outcome) for rate, outcome in runs],
+        rows=[_row(rate, outcome, unloaded(runs)) for rate, outcome in runs],
+        of_lengths=OF_LENGTHS,
+        length_rows=length_rows(runs),
         percentiles=[f"p{percentile:g}" for percentile in PERCENTILES],
         knee=None if found is None else f"{found[0]:.2f}",
-        plots=[_svg(plot) for plot in (_latency(runs), _goodput(runs), _distribution(runs), _stages(runs))],
+        plots=[_svg(plot) for plot in (_latency(runs), goodput_plot(runs), _distribution(runs), _stages(runs))],
     )
 
 
-def _row(rate: float, outcome: Outcome) -> dict[str, Any]:
+def length_rows(rates: Runs) -> list[tuple[str, ...]]:
+    """By rate and length of conversation: what was sent, what of it wholly answered in time, and how fast."""
+    return [
+        (f"{rate:.2f}", f"{length:,}", *_length_cells(of_length, unloaded(rates).lengths.get(length, OfLength())))
+        for rate, outcome in rates
+        for length, of_length in sorted(outcome.lengths.items())
+    ]
+
+
+def _length_cells(each: OfLength, lowest: OfLength) -> tuple[str, ...]:
+    percentiles = [milliseconds(each.latency, percentile) for percentile in (50.0, 99.0)]
+    ratios = [ratio(each.latency, lowest.latency, percentile) for percentile in (50.0, 99.0)]
+    return (str(each.sent), str(each.good), f"{each.good / each.sent:.1%}", *percentiles, *ratios)
+
+
+def _row(rate: float, outcome: Outcome, lowest: Outcome) -> dict[str, Any]:
     return {
         "rate": f"{rate:.2f}",
         "sent": outcome.sent,
         "goodput": f"{outcome.goodput:.2f}",
         "classified": f"{outcome.classification_rate:.1f}",
+        "read": f"{outcome.read_rate:,.0f}",
         "latency": [milliseconds(outcome.latency, percentile) for percentile in PERCENTILES],
+        "ratio": ratio(outcome.latency, lowest.latency, 99.0),
         "shed": f"{outcome.shed_share:.1%}",
         "reused": f"{outcome.reused_share:.1%}",
         "statuses": ", ".join(f"{count} {status}" for status, count in outcome.by_status.most_common()),
@@ -85,13 +107,16 @@ def _latency(runs: Runs) -> Any:
     return figure
 
 
-def _goodput(runs: Runs) -> Any:
-    figure, axes = _axes("goodput", "calls offered a second", "calls a second")
+def goodput_plot(runs: Runs) -> Any:
+    figure, axes = _axes("goodput; and share turned away", "calls offered a second", "calls a second")
     rates = [rate for rate, _ in runs]
     axes.plot(rates, rates, color="grey", linewidth=0.8, label="offered")
     axes.plot(rates, [outcome.goodput for _, outcome in runs], "o-", label="answered in time")
-    axes.plot(rates, [outcome.shed_share * outcome.offered_rate for _, outcome in runs], "o--", label="turned away")
-    axes.legend()
+    axes.legend(loc="upper left")
+    share = axes.twinx()
+    share.plot(rates, [outcome.shed_share for _, outcome in runs], "k:", label="share turned away")
+    share.set_ylim(0, 1)
+    share.legend(loc="lower right")
     return figure
 
 

@@ -11,12 +11,20 @@ PROC = Path("/proc")
 
 
 def resident_bytes(root: int) -> int:
-    """Sum of what each process of the tree holds; pages that several share count in each of them."""
+    """Sum of what each process of the tree holds. A page that several share counts in each of them by its part (Pss);
+    where the kernel does not tell that, it counts in full in each (RSS)."""
     total = 0
     for pid in tree(root, parents()):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
-            total += int((PROC / str(pid) / "statm").read_text(encoding="ascii").split()[1])
-    return total * os.sysconf("SC_PAGE_SIZE")
+            total += held_bytes(PROC / str(pid))
+    return total
+
+
+def held_bytes(process: Path) -> int:
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        lines = (process / "smaps_rollup").read_text(encoding="utf-8").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return int((process / "statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def parents() -> dict[int, int]:

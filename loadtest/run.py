@@ -93,8 +93,9 @@ async def first_rate(target: Target, seed: int) -> float:
 
 
 def knee(runs: Sequence[tuple[float, Outcome]]) -> tuple[float, Outcome] | None:
-    """The highest rate that was answered well; None when none was."""
-    good = [each for each in runs if 0 < KNEE_SHARE * each[1].offered_rate <= each[1].goodput]
+    """The highest rate that was answered well; None when none was. A run that the generator limited says nothing."""
+    valid = [each for each in runs if not is_generator_the_limit(each[1])]
+    good = [each for each in valid if 0 < KNEE_SHARE * each[1].offered_rate <= each[1].goodput]
     return max(good, key=lambda each: each[0], default=None)
 
 
@@ -104,6 +105,11 @@ def by_rate(runs: Sequence[tuple[float, Outcome]]) -> dict[float, list[Outcome]]
     for rate, outcome in runs:
         rounds.setdefault(rate, []).append(outcome)
     return rounds
+
+
+def unloaded(rates: Sequence[tuple[float, Outcome]]) -> Outcome:
+    """What stands for a server without load: the lowest rate."""
+    return min(rates, key=lambda each: each[0])[1]
 
 
 def pool(runs: Sequence[tuple[float, Outcome]]) -> list[tuple[float, Outcome]]:

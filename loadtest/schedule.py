@@ -22,12 +22,13 @@ MOST_TURNS = 24
 @dataclass(frozen=True, slots=True)
 class Call:
     """`at_s`: when it is due, in seconds from the start; `classifiers`: none for all; `follow_up`: goes on with a
-    conversation that was asked about before."""
+    conversation that was asked about before; `length`: tokens that the profile wanted when the conversation began."""
 
     at_s: float
     turns: Turns
     classifiers: tuple[str, ...]
     follow_up: bool
+    length: int
 
 
 def arrival_times(profile: Profile, rate: float, seed: int) -> Iterator[float]:
@@ -67,17 +68,18 @@ def _read_trace(path: Path) -> list[float]:
 def calls(profile: Profile, rate: float, classifiers: Sequence[str], seed: int) -> Iterator[Call]:
     """The calls of a run in order; equal arguments give equal calls."""
     rng = random.Random(f"calls {seed}")
-    recent: list[Turns] = []
+    recent: list[tuple[int, Turns]] = []
     weights = [each.weight for each in profile.lengths]
     popularity = [1 / place**profile.skew for place in range(1, len(classifiers) + 1)]
     for number, at in enumerate(arrival_times(profile, rate, seed)):
         follow_up = bool(recent) and rng.random() < profile.follow_ups
         if follow_up:
-            turns = with_next_turn(recent.pop(rng.randrange(len(recent))), f"{seed} {number}")
+            length, before = recent.pop(rng.randrange(len(recent)))
+            turns = with_next_turn(before, f"{seed} {number}")
         else:
-            (length,) = rng.choices(profile.lengths, weights)
-            turns = conversation(length.tokens, f"{seed} {number}")
+            length = rng.choices(profile.lengths, weights)[0].tokens
+            turns = conversation(length, f"{seed} {number}")
         if len(turns) < MOST_TURNS:
-            recent = [*recent[-RECENT + 1 :], turns]
+            recent = [*recent[-RECENT + 1 :], (length, turns)]
         asked = () if rng.random() < profile.fan_out else tuple(rng.choices(list(classifiers), popularity))
-        yield Call(at, turns, asked, follow_up)
+        yield Call(at, turns, asked, follow_up, length)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -84,10 +85,18 @@ def free_port() -> int:
         return port
 
 
+def provenance() -> dict[str, str]:
+    """What must stand beside figures that are measured here and now."""
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    return {"machine": machine(), "commit": commit(), "date": date, "versions": versions()}
+
+
 def machine() -> str:
+    """The processor, and how many of the CPUs that the system has this process may use."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
-    return f"{len(os.sched_getaffinity(0))} cores of {model}"
+    ours, all_of_them = len(os.sched_getaffinity(0)), os.cpu_count()
+    return f"{ours} CPUs, {model}" if ours == all_of_them else f"bound to {ours} of {all_of_them} CPUs, {model}"
 
 
 def versions() -> str:

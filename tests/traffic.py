@@ -45,10 +45,14 @@ def _toml(value: Any) -> str:
             return json.dumps(value)
 
 
-def outcome(latency_s: float = 0.1, steady_s: float = 10.0, late: int = 0, **by_status: int) -> Outcome:
+def outcome(
+    latency_s: float = 0.1, steady_s: float = 10.0, late: int = 0, length: int = 40, **by_status: int
+) -> Outcome:
     """Of a run with so many calls of each status; those that were answered took `latency_s`, all in the engine."""
-    made = Outcome(steady_s=steady_s, sent=sum(by_status.values()), late_sends=late)
-    made.by_status.update(by_status)
-    for _ in range(by_status.get(GOOD, 0) + by_status.get("PARTLY", 0)):
-        made.answered(latency_s, dict.fromkeys(STAGES, latency_s), computed=40, reused=60)
+    made = Outcome(steady_s=steady_s)
+    for status, count in by_status.items():
+        for _ in range(count):
+            made.ended(length, status, is_late=made.sent < late)
+            if status in (GOOD, "PARTLY"):
+                made.answered(length, latency_s, dict.fromkeys(STAGES, latency_s), computed=40, reused=60)
     return made

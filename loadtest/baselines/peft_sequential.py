@@ -14,12 +14,16 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from loadtest.baselines.prompts import Prompts, Task
-from loadtest.baselines.worker import Baseline, run_worker
+from loadtest.baselines.worker import Baseline, Classify, run_worker
 
 
 def start(model: Path, classifiers: Path) -> Baseline:
     prompts = Prompts(model, classifiers)
-    peft = with_adapters(model, prompts.tasks)
+    return Baseline(one_by_one(prompts, with_adapters(model, prompts.tasks)))
+
+
+def one_by_one(prompts: Prompts, peft: Any) -> Classify:
+    """All adapters of `peft`, each on the whole prompt."""
 
     @torch.inference_mode()
     def classify(turns: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -31,7 +35,7 @@ def start(model: Path, classifiers: Path) -> Baseline:
             answers.append(logits[task.label_ids].softmax(-1).tolist())
         return answers
 
-    return Baseline(classify)
+    return classify
 
 
 def with_adapters(model: Path, tasks: Sequence[Task]) -> Any:

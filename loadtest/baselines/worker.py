@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from service.engine.launch import intel_openmp
+
 Classify = Callable[[Sequence[Sequence[str]]], list[list[float]]]
 """(role, text) turns to each classifier's label probabilities, classifiers by name."""
 
@@ -39,6 +41,17 @@ def run_worker(start: Callable[[Path, Path], Baseline]) -> None:
         print(json.dumps({"seconds": time.perf_counter() - began, "answers": answers}), file=replies)
 
 
+def openmp() -> dict[str, str]:
+    """Environment: Intel's OpenMP, if it is installed, with a thread bound to each core, as Fantail's engine has it."""
+    cores = sorted(os.sched_getaffinity(0))
+    variables = {
+        "OMP_NUM_THREADS": str(len(cores)),
+        "KMP_AFFINITY": f"granularity=fine,explicit,proclist=[{','.join(map(str, cores))}]",
+    }
+    library = intel_openmp()
+    return variables | ({"LD_PRELOAD": str(library)} if library else {})
+
+
 class Worker:
     """The other end: starts a baseline on all cores and asks it. RuntimeError when the baseline ends by itself."""
 
@@ -49,7 +62,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=os.environ | {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))},
+            env=os.environ | openmp(),
             text=True,
         )
         self.remark: str = self._reply()["remark"]

@@ -1,7 +1,7 @@
 """`python -m loadtest.growth`: how cost grows, one curve after the other, each with its fitted line; prints and writes.
 
-Every curve starts a server of its own. Measurements alternate over the places of a curve and are medians; every
-conversation is new unless a curve is about going on with one.
+Every curve starts a server of its own. Measurements alternate over the places of a curve and are medians, memory aside,
+which is weighed once; every conversation is new unless a curve is about going on with one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from rich.progress import Progress
 
 from loadtest.growth.adapters import ADAPTERS, SLOTS, memory, per_adapter
 from loadtest.growth.curve import Curve, draw, show
-from loadtest.growth.requests import CONVERSATION_TOKENS, TURNS, per_call, per_classifier, per_token, per_turn
+from loadtest.growth.requests import CONVERSATION_TOKENS, COUNTS, TURNS, per_call, per_classifier, per_token, per_turn
 from loadtest.growth.revisions import REVISIONS, per_revision
 from loadtest.output import positive, wide_console, write_whole
-from loadtest.server import commit, machine
+from loadtest.server import provenance
 
 WIDTH = 140
 """Of the output where it goes to no terminal."""
@@ -31,7 +31,13 @@ Measure = Callable[[Curve, int, Callable[[], None]], Coroutine[Any, Any, None]]
 
 CURVES: dict[str, tuple[str, str, str, Measure, int]] = {
     "tokens": ("cost per token of conversation", "token", "s", per_token, 7),
-    "classifiers": (f"cost per classifier, {CONVERSATION_TOKENS} tokens", "classifier", "s", per_classifier, 10),
+    "classifiers": (
+        f"cost per classifier, {CONVERSATION_TOKENS} tokens",
+        "classifier",
+        "s",
+        per_classifier,
+        len(COUNTS),
+    ),
     "turns": ("cost per turn of a live conversation", "turn", "s", per_turn, TURNS - 1),
     "calls": ("cost per call under way, 320 tokens", "call", "s", per_call, 5),
     "adapters": (f"{ADAPTERS} adapters in {SLOTS} slots", "adapter", "s", per_adapter, 1),
@@ -39,11 +45,19 @@ CURVES: dict[str, tuple[str, str, str, Measure, int]] = {
     "memory": (f"resident memory, {SLOTS} slots, 1 GiB of KV", "adapter", "GiB", memory, 4),
 }
 
+WEIGHED = ("memory",)
+"""Curves that are no matter of time: each place is a server of its own, which holds what it holds."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtest.growth", description=__doc__)
     parser.add_argument("curves", nargs="*", help=f"of {', '.join(CURVES)}; default all")
-    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument(
+        "--rounds",
+        type=positive,
+        default=5,
+        help=f"measurements of each place; {', '.join(WEIGHED)}: once, whatever is said",
+    )
     parser.add_argument("--output", type=Path, help="also write everything as JSON, and beside it the curves as SVG")
     options = parser.parse_args()
     if unknown := set(options.curves) - set(CURVES):
@@ -51,17 +65,22 @@ def main() -> None:
     console = wide_console(WIDTH)
     curves: dict[str, Curve] = {}
     for name in options.curves or CURVES:
-        title, x, unit, measure, places = CURVES[name]
+        title, x, unit, measure, _ = CURVES[name]
         curve = curves[name] = Curve(title, x, unit)
         with Progress(console=console) as progress:
-            bar = progress.add_task(title, total=places * options.rounds)
+            bar = progress.add_task(title, total=steps(name, options.rounds))
             asyncio.run(measure(curve, options.rounds, lambda bar=bar: progress.advance(bar)))  # type: ignore[misc]
         show(curve, console)
         if options.output:
             found = {name: asdict(each) for name, each in curves.items()}
-            facts = {"machine": machine(), "commit": commit(), "curves": found}
+            facts = {**provenance(), "curves": found}
             write_whole(options.output, json.dumps(facts, indent=1) + "\n")
             draw(list(curves.values()), options.output.with_suffix(".svg"))
+
+
+def steps(name: str, rounds: int) -> int:
+    """How often a curve's measurement says that it is further."""
+    return CURVES[name][-1] * (1 if name in WEIGHED else rounds)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,17 @@ class Curve:
         points = self.medians(series)
         slope, start = np.polyfit(list(points), list(points.values()), 1)
         return float(start), float(slope)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest of the values that so many of them do not exceed."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def spread(values: Sequence[float]) -> str:
+    """The median and the quartiles, to be read."""
+    low, high = quantile(values, 0.25), quantile(values, 0.75)
+    return f"{statistics.median(values):.2f} (quartiles {low:.2f} and {high:.2f}, {len(values)} pairs)"
 
 
 def show(curve: Curve, console: Console) -> None:

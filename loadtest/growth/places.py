@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 from typing import Any
 
-from loadtest.contestants import CALL_SECONDS, CLASSIFIERS, timed
+from loadtest.contestants import CALL_SECONDS, CLASSIFIERS, timed, timed_fan_out
 from loadtest.conversations import conversation
-from loadtest.server import fresh_server
-from service.client import FantailClient
+from loadtest.server import Server, fresh_server, started_server
+from service.client import FantailAdminClient, FantailClient
 
 
 @contextlib.asynccontextmanager
@@ -22,8 +24,25 @@ async def serving(**settings: str) -> AsyncIterator[FantailClient]:
     with tempfile.TemporaryDirectory(prefix="fantail-growth-") as scratch:
         async with fresh_server(Path(scratch) / "log", **settings) as address, FantailClient(address) as client:
             for tokens in (100, 1000):
-                await client.fan_out(conversation(tokens, f"warm-up {tokens}"), timeout=CALL_SECONDS)
+                await timed_fan_out(client, conversation(tokens, f"warm-up {tokens}"))
             yield client
+
+
+@contextlib.asynccontextmanager
+async def administered(**settings: str) -> AsyncIterator[tuple[Server, FantailClient, FantailAdminClient]]:
+    """A fresh server that has not been asked yet, a client of it, and one of those who operate it."""
+    key = secrets.token_urlsafe()
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    with tempfile.TemporaryDirectory(prefix="fantail-growth-") as scratch:
+        keys = Path(scratch) / "keys.toml"
+        keys.write_text(f'[[key]]\nname = "growth"\nsha256 = "{digest}"\nscopes = ["classify", "admin"]\n')
+        settings |= {"FANTAIL_ADMIN": "true", "FANTAIL_KEYS": str(keys)}
+        async with (
+            started_server(Path(scratch) / "log", **settings) as server,
+            FantailClient(server.address, key=key) as client,
+            FantailAdminClient(server.address, key=key) as admin,
+        ):
+            yield server, client, admin
 
 
 @contextlib.contextmanager
@@ -47,14 +66,13 @@ async def classifiers(client: FantailClient) -> list[str]:
     return [each.name for each in await client.list_classifiers(timeout=CALL_SECONDS)]
 
 
-async def waited_beside(client: FantailClient, others: Sequence[str], name: str, asked: int) -> list[float]:
-    """Seconds of so many classifications by `name`, while somebody else asks `others` one after the other."""
+async def waited_beside(client: FantailClient, others: Iterator[str], name: str, asked: int) -> list[float]:
+    """Seconds of so many classifications by `name`, while somebody else asks `others`, who never end, one by one."""
     theirs = conversation(100, "somebody else")
 
     async def ask_others() -> None:
-        while True:
-            for other in others:
-                await client.classify(theirs, other, timeout=CALL_SECONDS)
+        for other in others:
+            await client.classify(theirs, other, timeout=CALL_SECONDS)
 
     asking = asyncio.create_task(ask_others())
     try:

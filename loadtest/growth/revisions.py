@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import secrets
 import shutil
 import statistics
 import tempfile
@@ -16,36 +14,22 @@ from safetensors.numpy import load_file, save_file
 
 from loadtest.contestants import CALL_SECONDS, timed
 from loadtest.growth.curve import Curve
-from loadtest.growth.places import shipped, waited
+from loadtest.growth.places import administered, shipped, waited
 from loadtest.resident import resident_bytes
-from loadtest.server import started_server
-from service.client import FantailAdminClient, FantailClient
 
 REVISIONS = 10
 
 
 async def per_revision(curve: Curve, rounds: int, advance: Callable[[], None]) -> None:
     """New revisions of a classifier, one after the other from disk, while somebody else asks another classifier."""
-    key, held = secrets.token_urlsafe(), Curve("resident memory", "revision", "GiB")
+    held = Curve("resident memory", "revision", "GiB")
     folder, other = shipped()[:2]
     name = folder.name
     with tempfile.TemporaryDirectory(prefix="fantail-revisions-") as scratch:
         candidate = Path(scratch) / "candidates" / name
         shutil.copytree(folder, candidate)
-        keys = Path(scratch) / "keys.toml"
-        digest = hashlib.sha256(key.encode()).hexdigest()
-        keys.write_text(f'[[key]]\nname = "growth"\nsha256 = "{digest}"\nscopes = ["classify", "admin"]\n')
-        settings = {
-            "FANTAIL_CLASSIFIERS": str(folder.parent),
-            "FANTAIL_CANDIDATES": str(candidate.parent),
-            "FANTAIL_ADMIN": "true",
-            "FANTAIL_KEYS": str(keys),
-        }
-        async with (
-            started_server(Path(scratch) / "log", **settings) as server,
-            FantailClient(server.address, key=key) as client,
-            FantailAdminClient(server.address, key=key) as admin,
-        ):
+        settings = {"FANTAIL_CLASSIFIERS": str(folder.parent), "FANTAIL_CANDIDATES": str(candidate.parent)}
+        async with administered(**settings) as (server, client, admin):
             calm = await waited(client, other.name, REVISIONS * rounds)
             beside: list[float] = []
             for number in range(REVISIONS * rounds):

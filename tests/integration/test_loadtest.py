@@ -41,8 +41,9 @@ def admission() -> Admission:
 
 @pytest.fixture
 def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Generators are given no time to start, so their first calls are late, which these tests do not mind."""
+    """Generators are given no time to start, so their first calls are late, which makes no limit of them here."""
     monkeypatch.setattr("loadtest.run.START_SECONDS", 0.0)
+    monkeypatch.setattr("loadtest.run.LATE_SHARE", 1.0)
 
 
 def share(folder: Path, address: str, **profile: Any) -> Share:
@@ -170,7 +171,7 @@ async def test_the_command_prints_and_writes_what_became_of_each_run(
     value = json.loads((tmp_path / "report" / "loadtest.json").read_text(encoding="utf-8"))
     assert [Outcome.from_json(each).by_status for each in value["runs"]] == [{"OK": 4}, {"OK": 8}]
     assert (value["server"], json.loads(value["steady_s"])) == (address, 0.2)
-    assert "torch" in value["versions"]
+    assert "torch" in value["generator versions"]
     assert (tmp_path / "report" / "report.html").is_file()
     assert len(asked(listener)) == len(listener.heard) == 12  # no run asks what another has asked
 

@@ -15,13 +15,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from loadtest import bench
+from loadtest import bench, resident
 from loadtest.baselines.prompts import Task
 from loadtest.baselines.stock_vllm import command, completion, probabilities
+from loadtest.baselines.worker import openmp
 from loadtest.comparison import Comparison, has_time_left, rounded, worst_difference
 from loadtest.contestants import PEERS, Answer, Contestant
 from loadtest.conversations import Turns
 from loadtest.resident import resident_bytes, tree
+from service.engine.hardware import Choice
+from service.engine.launch import process_environment
 
 QUIET = Console(quiet=True)
 
@@ -77,6 +80,7 @@ async def test_seconds_and_memory_are_written(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert written["seconds"] == {"ours": {"100": [1.0, 1.0, 1.0]}}
     assert written["resident_bytes"]["ours"] > 1_000_000
+    assert {"machine", "commit", "date", "versions"} <= set(written)
 
 
 async def test_answers_unlike_those_of_peft_end_the_run() -> None:
@@ -88,6 +92,27 @@ async def test_answers_unlike_those_of_peft_end_the_run() -> None:
 async def test_answers_of_a_peer_that_computes_something_else_may_differ() -> None:
     ours, stock = entrant("ours", 1.0, [], [[0.9, 0.1]] * 2), entrant("stock", 1.0, [], [[0.1, 0.9]] * 2)
     assert await bench.agree(ours, {"stock-vllm": stock}, QUIET) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "answers"),
+    [
+        pytest.param("stock-vllm", [[0.9, 0.1], [0.3, 0.7]], id="stock vLLM, all classifiers"),
+        pytest.param("merged", [[0.9, 0.1]], id="merged, the first classifier"),
+    ],
+)
+async def test_answers_with_plain_copies_are_those_of_peft_with_them(name: str, answers: list[list[float]]) -> None:
+    reference = entrant("PEFT on plain copies", 1.0, [], [[0.9, 0.1], [0.3, 0.7]])
+    await bench.agree_on_plain_copies(reference, {name: entrant(name, 1.0, [], answers)}, QUIET)
+    answers[-1] = [0.5, 0.5]
+    with pytest.raises(SystemExit, match=f"{name} are not those of PEFT on plain copies; nothing is measured"):
+        await bench.agree_on_plain_copies(reference, {name: entrant(name, 1.0, [], answers)}, QUIET)
+
+
+def test_baselines_compute_on_the_cores_and_with_the_openmp_of_fantails_engine() -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    ours = process_environment(Choice("float32", 32, 1 << 30, len(cores), tuple(cores), ()))
+    assert openmp() == {name: ours[name] for name in ("OMP_NUM_THREADS", "KMP_AFFINITY", "LD_PRELOAD")}
 
 
 @pytest.mark.parametrize(
@@ -226,6 +251,22 @@ def test_memory_of_a_child_counts() -> None:
         child.stdout.readline()
         assert resident_bytes(os.getpid()) - alone > 50_000_000
         child.stdin.write("\n")
+
+
+def fake_process(folder: Path, pid: int, **files: str) -> None:
+    (folder / str(pid)).mkdir()
+    for name, text in ({"stat": f"{pid} (made up) S 1 2 3", "statm": "900 500 0"} | files).items():
+        (folder / str(pid) / name).write_text(text, encoding="utf-8")
+
+
+def test_a_page_that_processes_share_counts_by_parts_where_the_kernel_tells_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resident, "PROC", tmp_path)
+    fake_process(tmp_path, 10, smaps_rollup="00-ff ---p [rollup]\nRss:   900 kB\nPss:   700 kB\nPss_Dirty: 3 kB\n")
+    assert resident_bytes(10) == 700 * 1024
+    fake_process(tmp_path, 11, stat="11 (no) parts) S 10 2 3")
+    assert resident_bytes(10) == 700 * 1024 + 500 * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_peers_are_told_apart_by_their_titles() -> None:

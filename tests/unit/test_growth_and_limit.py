@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from loadtest import limit
-from loadtest.growth.adapters import quantile
-from loadtest.growth.curve import Curve, draw, show
+from loadtest.growth.curve import Curve, draw, quantile, show
 
 
 @pytest.fixture
@@ -56,15 +56,21 @@ def test_a_quantile_is_one_of_the_values(share: float, expected: float) -> None:
     assert quantile([6.0, 1.0, 2.0, 5.0, 3.0, 4.0], share) == expected
 
 
-def test_what_is_reached_is_what_was_counted_over_what_the_engine_took(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_reached_is_what_was_counted_over_what_the_engine_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work = {"prefix": 60e9, "tails": 8e9, "adapters": 1e9, "attention": 5e9, "head": 1e9, "memory_bytes": 2e9}
     monkeypatch.setattr(limit, "counted", lambda prefix, tail: work)
     taken = limit.Taken([320] * 3, [0.2] * 3, [0.26, 0.25, 9.0], [0.25, 0.2, 8.0], [0.1] * 3, [600e9] * 3)
     console = Console(record=True, width=200)
-    limit.show({320: taken}, 3, console)
+    limit.tell({320: taken}, 3, tmp_path / "limit.json", console)
     cells = [line.split("│") for line in console.export_text().splitlines()]
     rows = {each[1].strip(): each[2].strip() for each in cells if len(each) > 3}
     assert rows["GFLOP/s reached"] == "300.00"  # 75 GFLOP in a median of 0.25 s
     assert rows["reached, % of these"] == "50.00"
     assert rows["fan-out / one"] == "1.30"
     assert rows["service and gRPC, % of the fan-out"] == "3.85"
+    written = json.loads((tmp_path / "limit.json").read_text(encoding="utf-8"))
+    assert written["medians"]["320"]["GFLOP/s reached"] == pytest.approx(300)
+    assert written["measured"]["320"]["fan_out"] == [0.26, 0.25, 9.0]
+    assert {"machine", "commit", "date"} <= set(written)

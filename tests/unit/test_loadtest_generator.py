@@ -13,11 +13,12 @@ import pytest
 
 from loadtest.generator import LATE_SEND_S, Share, told
 from loadtest.outcome import STAGES, Outcome, seconds
+from loadtest.profile import Length
 from loadtest.run import is_generator_the_limit
 from loadtest.schedule import calls
 from tests.traffic import profile
 from tests.unit.jumping_loop import JumpingLoop
-from tests.unit.stub_server import NAMES, PARTLY, Generating, StubServer, failure, generating
+from tests.unit.stub_server import NAMES, PARTLY, WHOLE, Generating, StubServer, failure, generating
 
 DIGITS = 2e-3
 """Histograms keep three digits."""
@@ -166,6 +167,21 @@ def test_what_the_server_says_of_an_answer_is_taken_down(generator: Generating) 
     outcome = generator.run()
     assert [seconds(outcome.stages[stage], 50) for stage in STAGES] == pytest.approx([0.03] * 4, rel=DIGITS)
     assert outcome.tokens == {"computed": 20 * 40, "reused": 20 * 60}
+
+
+def test_an_answer_and_a_refusal_count_for_the_length_that_the_conversation_began_with(
+    generator: Generating, server: StubServer
+) -> None:
+    server.answer = lambda at_s: WHOLE if at_s < 1.0 else failure(grpc.StatusCode.RESOURCE_EXHAUSTED)
+    traffic = {"lengths": [{"tokens": 40, "weight": 1}, {"tokens": 90, "weight": 1}], "follow_ups": 0.5}
+    outcome = generator.run(**traffic)
+    wanted = calls(profile(lengths=(Length(40, 1), Length(90, 1)), follow_ups=0.5), 10.0, NAMES, 1)
+    of = Counter((call.length, call.at_s < 1.0) for call in wanted)
+    assert len(of) == 4
+    for length in (40, 90):
+        found = outcome.lengths[length]
+        assert (found.good, found.sent) == (of[length, True], of[length, True] + of[length, False])
+        assert found.latency.get_total_count() == found.good
 
 
 def test_an_answer_of_one_classifier_is_taken_down(generator: Generating, server: StubServer) -> None:

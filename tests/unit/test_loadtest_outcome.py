@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.outcome import GOOD, STAGES, Outcome, merged, milliseconds, new_histogram, pooled, seconds
+from loadtest.outcome import GOOD, STAGES, Outcome, merged, milliseconds, pooled, ratio, seconds
 from tests.traffic import outcome
 
 DIGITS = 1e-3
@@ -22,13 +22,19 @@ def recorded(shares: int) -> list[Outcome]:
     made = [Outcome(steady_s=10.0) for _ in range(shares)]
     for number in range(600):
         each = made[number % shares]
-        each.sent += 1
-        each.late_sends += number % 7 == 0
-        each.by_status[rng.choice(["OK", "OK", "OK", "PARTLY", "RESOURCE_EXHAUSTED"])] += 1
-        each.answered(
-            rng.expovariate(3), {stage: rng.random() for stage in STAGES}, rng.randrange(200), rng.randrange(400)
-        )
+        length = rng.choice([100, 320, 1000])
+        each.ended(length, rng.choice(["OK", "OK", "OK", "PARTLY", "RESOURCE_EXHAUSTED"]), number % 7 == 0)
+        stages = {stage: rng.random() for stage in STAGES}
+        each.answered(length, rng.expovariate(3), stages, rng.randrange(200), rng.randrange(400))
     return made
+
+
+def taking(*latencies_s: float) -> Outcome:
+    """A run of ten seconds whose calls took so long, one each."""
+    run = Outcome(steady_s=10.0)
+    for latency_s in latencies_s:
+        run.add(outcome(latency_s, OK=1))
+    return run
 
 
 def as_json(value: Outcome) -> dict[str, Any]:
@@ -87,9 +93,7 @@ def test_a_latency_beyond_the_histogram_is_kept_at_its_edge(latency_s: float, ke
 
 
 def test_percentiles_are_those_of_all_answers() -> None:
-    run = Outcome(steady_s=10.0)
-    for number in range(1, 1001):
-        run.answered(number / 1000, {}, 0, 0)
+    run = taking(*(number / 1000 for number in range(1, 1001)))
     assert as_json(run)["latency_s"] == pytest.approx(
         {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}, rel=2 * DIGITS
     )
@@ -131,9 +135,32 @@ def test_an_outcome_without_answers_comes_back_from_json() -> None:
 
 
 def test_a_latency_is_read_in_milliseconds() -> None:
-    histogram = new_histogram()
-    histogram.record_value(250_000)
-    assert milliseconds(histogram, 99) == "250"
+    assert milliseconds(outcome(0.25, OK=100).latency, 99) == "250"
+
+
+@pytest.mark.parametrize(("percentile", "enough"), [(50, 2), (90, 10), (95, 20), (99, 100), (99.9, 1000)])
+def test_a_percentile_is_told_only_when_some_call_lies_beyond_it(percentile: float, enough: int) -> None:
+    too_few, just_enough = outcome(0.25, OK=enough - 1), outcome(0.25, OK=enough)
+    assert [milliseconds(each.latency, percentile) for each in (too_few, just_enough)] == ["–", "250"]
+    assert f"p{percentile:g}" not in as_json(too_few)["latency_s"]
+    assert f"p{percentile:g}" in as_json(just_enough)["latency_s"]
+
+
+def test_a_ratio_is_that_of_the_same_percentile_of_both() -> None:
+    unloaded, loaded = outcome(0.2, OK=100).latency, outcome(0.5, OK=100).latency
+    assert ratio(loaded, unloaded, 99) == "2.50"
+
+
+@pytest.mark.parametrize("calls", [(100, 99), (99, 100)], ids=["too few unloaded", "too few loaded"])
+def test_there_is_no_ratio_without_both_percentiles(calls: tuple[int, int]) -> None:
+    loaded, unloaded = (outcome(OK=each).latency for each in calls)
+    assert ratio(loaded, unloaded, 99) == "–"
+    assert ratio(loaded, unloaded, 50) == "1.00"
+
+
+def test_there_is_no_ratio_of_a_run_to_itself() -> None:
+    alone = outcome(OK=100).latency
+    assert ratio(alone, alone, 99) == "–"
 
 
 def test_statuses_that_never_occurred_count_nothing() -> None:
@@ -145,6 +172,31 @@ def test_statuses_that_never_occurred_count_nothing() -> None:
 def test_classifications_of_partly_answered_calls_are_counted_beside_whole_calls() -> None:
     run = Outcome(steady_s=4.0)
     for classifications in (16, 14, 1):
-        run.answered(0.1, {}, 0, 0, classifications)
+        run.ended(100, GOOD)
+        run.answered(100, 0.1, {}, 0, 0, classifications)
     run.add(Outcome.from_json(as_json(run)))
     assert run.classification_rate == 62 / 4.0
+
+
+def test_calls_are_told_apart_by_the_length_of_their_conversation() -> None:
+    run = merged([outcome(0.1, length=100, OK=3, RESOURCE_EXHAUSTED=1), outcome(0.7, length=1000, PARTLY=2, OK=1)])
+    after = Outcome.from_json(as_json(run)).lengths
+    assert {length: (each.sent, each.good) for length, each in after.items()} == {100: (4, 3), 1000: (3, 1)}
+    assert {length: milliseconds(each.latency, 50) for length, each in after.items()} == {100: "100", 1000: "700"}
+
+
+def test_calls_that_are_turned_away_have_a_length_too() -> None:
+    found = outcome(length=1000, RESOURCE_EXHAUSTED=5).lengths[1000]
+    assert (found.sent, found.good, found.latency.get_total_count()) == (5, 0, 0)
+
+
+def test_the_lengths_of_pooled_runs_are_those_of_all_and_change_none_of_them() -> None:
+    first, second = outcome(length=100, OK=2), outcome(length=100, OK=3)
+    assert pooled([first, second]).lengths[100].sent == 5
+    assert (first.lengths[100].sent, first.lengths[100].latency.get_total_count()) == (2, 2)
+
+
+def test_tokens_are_read_at_the_rate_at_which_they_were_computed_for_answers() -> None:
+    run = outcome(steady_s=4.0, OK=3, PARTLY=1, RESOURCE_EXHAUSTED=6)
+    assert run.read_rate == 40 * 4 / 4.0
+    assert as_json(run)["read_rate"] == run.read_rate

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from loadtest.__main__ import main, show
-from loadtest.outcome import Outcome, seconds
-from loadtest.report import html, write_report
-from tests.traffic import outcome, write_profile
+from loadtest.__main__ import COLUMNS, facts_of, main, show
+from loadtest.outcome import Outcome, pooled, seconds
+from loadtest.report import OF_LENGTHS, goodput_plot, html, write_report
+from tests.traffic import outcome, profile, write_profile
 
 FACTS = {"profile": "short", "machine": "2 cores <of> a & b", "commit": "c0ffee"}
 BORNE, OVERLOADED = (2.0, outcome(0.1, OK=20)), (4.0, outcome(2.0, OK=18, PARTLY=2, RESOURCE_EXHAUSTED=20))
@@ -37,7 +38,12 @@ def rows(page: str) -> list[list[str]]:
 
 
 def test_a_page_has_its_plots_drawn_into_it(page: str) -> None:
-    titles = ("latency of answered calls", "goodput", "latency by percentile", "the server's own stages")
+    titles = (
+        "latency of answered calls",
+        "goodput; and share turned away",
+        "latency by percentile",
+        "the server's own stages",
+    )
     plots = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(plots) == len(titles)
     for title, plot in zip(titles, plots, strict=True):
@@ -57,18 +63,25 @@ def test_a_page_shows_the_facts_as_they_are(page: str) -> None:
     assert "2 cores &lt;of&gt; a &amp; b" in page
 
 
-def test_a_page_names_the_knee(page: str) -> None:
-    assert "8.00 calls a second: the highest rate" in page
+def test_a_page_names_the_knee_and_takes_it_from_no_run_that_the_generator_limited(page: str) -> None:
+    assert "2.00 calls a second: the highest rate" in page
 
 
 def test_a_page_says_when_no_rate_was_borne() -> None:
-    assert "below the lowest rate" in html(FACTS, [OVERLOADED])
+    assert "no rate was borne" in html(FACTS, [OVERLOADED, GENERATOR_LIMITED])
+
+
+def test_the_share_that_is_turned_away_is_drawn_as_a_share() -> None:
+    _, share = goodput_plot(RUNS).axes
+    (line,) = share.get_lines()
+    assert list(line.get_ydata()) == [0.0, 0.5, 0.0, 0.0]
+    assert share.get_ylim() == (0.0, 1.0)
 
 
 def test_a_page_has_a_row_of_figures_for_each_run(page: str) -> None:
     borne, overloaded, *_ = rows(page)
-    assert borne[:4] == ["2.00", "20", "2.00", "2.0"]
-    assert overloaded[:4] == ["4.00", "40", "1.80", "2.0"]
+    assert borne[:5] == ["2.00", "20", "2.00", "2.0", "80"]
+    assert overloaded[:5] == ["4.00", "40", "1.80", "2.0", "80"]
     assert overloaded[-4:] == ["50.0%", "60.0%", "20 RESOURCE_EXHAUSTED, 18 OK, 2 PARTLY", ""]
 
 
@@ -81,7 +94,7 @@ def test_a_page_says_nothing_of_a_late_send_among_many() -> None:
 
 
 def test_a_run_without_answers_has_dashes_for_latencies(page: str) -> None:
-    assert rows(page)[-1][4:9] == ["–"] * 5
+    assert rows(page)[-1][5:11] == ["–"] * 6
     assert not any("nan" in cell for row in rows(page) for cell in row)
 
 
@@ -101,7 +114,7 @@ def test_a_report_is_a_page_and_the_outcomes_as_they_were_recorded(tmp_path: Pat
     value = json.loads((tmp_path / "new" / "folder" / "loadtest.json").read_text(encoding="utf-8"))
     assert {name: value[name] for name in FACTS} == FACTS
     assert [each["rate"] for each in value["runs"]] == [2.0, 4.0, 8.0, 9.0]
-    assert value["knee"] == 8.0
+    assert value["knee"] == 2.0
     again = [Outcome.from_json(each) for each in value["runs"]]
     assert [each.to_json() for each in again] == [run.to_json() for _, run in RUNS]
     assert seconds(again[0].latency, 50) == seconds(BORNE[1].latency, 50)
@@ -136,27 +149,60 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one_whole(
     assert (tmp_path / name).read_text(encoding="utf-8") == before
 
 
-def shown(*runs: tuple[float, Outcome]) -> str:
+def shown(*runs: tuple[float, Outcome], facts: Mapping[str, str] = FACTS) -> str:
     console = Console(file=io.StringIO(), width=160)
-    show(FACTS, list(runs), console)
+    show(facts, list(runs), console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
+def tables(printed: str) -> tuple[list[list[str]], list[list[str]]]:
+    """The cells of each rate, and of each length at each rate."""
+    lines = [re.findall(r"[\d.,%–]+", line) for line in printed.splitlines() if line.startswith("│")]
+    return [cells for cells in lines if len(cells) == len(COLUMNS)], [c for c in lines if len(c) == len(OF_LENGTHS)]
+
+
 def test_the_command_prints_a_row_for_each_run() -> None:
-    lines = shown(BORNE, OVERLOADED, SILENT).splitlines()
-    cells = [re.findall(r"[\d.%–]+", line) for line in lines if line.startswith("│")]
+    cells, _ = tables(shown(BORNE, OVERLOADED, SILENT))
     assert cells == [
-        ["2.00", "2.00", "2.0", "100", "100", "100", "0.0%", "60.0%"],
-        ["4.00", "1.80", "2.0", "2001", "2001", "2001", "50.0%", "60.0%"],
-        ["9.00", "0.00", "0.0", "–", "–", "–", "0.0%", "0.0%"],
+        ["2.00", "20", "2.00", "2.0", "80", "100", "100", "–", "–", "0.0%", "60.0%"],
+        ["4.00", "40", "1.80", "2.0", "80", "2001", "2001", "–", "–", "50.0%", "60.0%"],
+        ["9.00", "90", "0.00", "0.0", "0", "–", "–", "–", "–", "0.0%", "0.0%"],
     ]
+
+
+MANY = 200
+LIGHT = [outcome(0.1, length=100, OK=MANY), outcome(0.5, length=1000, OK=MANY)]
+HEAVY = [outcome(0.2, length=100, OK=150, PARTLY=50), outcome(0.6, length=1000, OK=20, RESOURCE_EXHAUSTED=180)]
+BY_LENGTH = [(1.0, pooled(LIGHT)), (9.0, pooled(HEAVY))]
+OF_EACH_LENGTH = [
+    ["1.00", "100", "200", "200", "100.0%", "100", "100", "–", "–"],
+    ["1.00", "1,000", "200", "200", "100.0%", "500", "500", "–", "–"],
+    ["9.00", "100", "200", "150", "75.0%", "200", "200", "2.00", "2.00"],
+    ["9.00", "1,000", "200", "20", "10.0%", "600", "–", "1.20", "–"],
+]
+
+
+def test_the_command_shows_when_only_short_conversations_get_through() -> None:
+    _, cells = tables(shown(*BY_LENGTH))
+    assert cells == OF_EACH_LENGTH
+
+
+def test_a_page_shows_when_only_short_conversations_get_through() -> None:
+    lengths = re.findall(r'<tr class="length">.*?</tr>', html(FACTS, BY_LENGTH), re.DOTALL)
+    assert [re.findall(r"<td>(.*?)</td>", row) for row in lengths] == OF_EACH_LENGTH
+
+
+def test_the_99th_percentile_is_told_as_a_multiple_of_the_lowest_rates() -> None:
+    runs = [(9.0, outcome(0.3, OK=100)), (1.0, outcome(0.2, OK=100))]
+    assert [cells[8] for cells in tables(shown(*runs))[0]] == ["1.50", "–"]
+    assert [row[10] for row in rows(html(FACTS, runs))] == ["1.50", "–"]
 
 
 def test_the_rounds_of_a_rate_are_one_row_of_medians_and_of_all_latencies() -> None:
     few, some, many = (2.0, outcome(0.1, OK=10)), (2.0, outcome(0.1, OK=12)), (2.0, outcome(0.3, OK=19, UNAVAILABLE=1))
-    (row,) = (line for line in shown(few, many, some).splitlines() if line.startswith("│"))
-    assert re.findall(r"[\d.%–]+", row) == ["2.00", "1.20", "1.2", "100", "300", "300", "0.0%", "60.0%"]
+    (row,), _ = tables(shown(few, many, some))
+    assert row == ["2.00", "42", "1.20", "1.2", "48", "100", "300", "–", "–", "0.0%", "60.0%"]
 
 
 def test_a_report_of_rounds_has_a_row_for_each_rate_and_keeps_every_run(tmp_path: Path) -> None:
@@ -181,7 +227,27 @@ def test_the_command_says_when_no_rate_was_borne() -> None:
 def test_the_command_says_where_the_generator_was_the_limit() -> None:
     said = "the generator was the limit: 2 late sends"
     assert f"at 8.00 a second {said}" in shown(BORNE, GENERATOR_LIMITED)
+    assert "knee: 2.00" in shown(BORNE, GENERATOR_LIMITED)
     assert said not in shown(BORNE, OVERLOADED)
+
+
+def told(address: str | None) -> dict[str, str]:
+    return facts_of(profile(), argparse.Namespace(address=address, processes=1, seed=1, rounds=1))
+
+
+def test_of_a_server_that_ran_already_the_report_claims_to_know_nothing() -> None:
+    there, here = told("elsewhere:50051"), told(None)
+    for name in ("machine", "commit", "versions"):
+        assert name not in there
+        assert (there[f"generator {name}"], there[f"server {name}"]) == (here[name], "unknown")
+    assert (there["server"], there["date"]) == ("elsewhere:50051", here["date"])
+
+
+def test_the_command_does_not_print_the_generators_machine_as_the_servers() -> None:
+    printed, mine = shown(BORNE, facts=told("elsewhere:50051")), told(None)
+    assert "elsewhere:50051 · machine and commit of the server unknown" in printed
+    assert mine["machine"] not in printed
+    assert mine["machine"] in shown(BORNE, facts=mine)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,13 @@ def test_single_classifiers_are_asked_by_zipfs_law(skew: float) -> None:
     assert shares == pytest.approx([weight / sum(weights) for weight in weights], abs=0.03)
 
 
+def test_a_follow_up_has_the_length_that_its_conversation_began_with() -> None:
+    made = scheduled(MIXED)
+    began = {call.turns[0]: call.length for call in made if not call.follow_up}
+    assert {call.length for call in made if call.follow_up} == {length.tokens for length in MIXED.lengths}
+    assert all(call.length == began[call.turns[0]] for call in made)
+
+
 def test_lengths_come_as_often_as_they_weigh() -> None:
     wanted = profile(lengths=(Length(20, 3), Length(300, 1)), steady_s=MANY_S)
     long = sum(len(call.turns) > 2 for call in scheduled(wanted))

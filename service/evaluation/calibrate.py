@@ -17,6 +17,9 @@ from service.scoring.calibration import calibrate, fit, precision_threshold, rec
 
 FOLDS = 5
 
+MOST = 1.0 - 1e-9
+"""The highest threshold that is reached: 1 means never, and a probability may be as good as 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
@@ -80,7 +83,7 @@ def _threshold(
     if target.precision is not None:
         given = confidence > 0
         threshold = precision_threshold(confidence[given], deserved[given], target.precision)
-        return (1.0, False) if threshold is None else (threshold, True)
+        return (1.0, False) if threshold is None else (min(threshold, MOST), True)
     assert target.recall is not None
     threshold = recall_threshold(confidence[deserved], target.recall)
-    return (0.0, False) if threshold is None else (threshold, True)
+    return (0.0, False) if threshold is None else (min(threshold, MOST), True)

@@ -95,10 +95,15 @@ def say_activated(folder: Path) -> None:
     write_whole(path, changed + text[len(keys) :])
 
 
+def learnt_from(folder: Path) -> dict[str, str]:
+    """sha256 of each file that the adapter in a folder was trained on, by name; empty where nobody recorded it."""
+    with suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
+        return dict(json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["data"])
+    return {}
+
+
 def trained_on(folders: Sequence[Path], files: Sequence[Path]) -> list[str]:
-    """Names of the files, told by their bytes, that adapters in these folders were trained on."""
-    known: set[str] = set()
-    for folder in folders:
-        with suppress(OSError, ValueError, KeyError, AttributeError):  # not every adapter has a record
-            known |= set(json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["data"].values())
-    return [file.name for file in files if sha256(file) in known]
+    """Names of the files that adapters in these folders were trained on: of the same bytes, or of the same name, since
+    such a file may only have been added to."""
+    known = {each for folder in folders for of in learnt_from(folder).items() for each in of}
+    return [file.name for file in files if file.name in known or sha256(file) in known]

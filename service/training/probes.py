@@ -23,13 +23,17 @@ MAX_CHARACTERS = 700
 def choose_probes(records: Sequence[Record]) -> list[Conversation]:
     """Short conversations that show as many labels of as many classifiers as `PROBES` of them can.
 
-    Where too few are short, the shortest. Raises ConfigurationError when there are no records.
+    Where too few are short, the shortest; where none is labelled, some of every length, since one word tells little.
+    Raises ConfigurationError when there are no records.
     """
     if not records:
         raise ConfigurationError("there are no conversations to probe with; name the data")
     by_length = sorted(records, key=_characters)
     short = [each for each in by_length if _characters(each) <= MAX_CHARACTERS]
     short = short if len(short) >= PROBES else by_length[:PROBES]
+    if not any(each.labels for each in short):
+        quarters = (len(short) * (place + 1) // PROBES - 1 for place in range(PROBES))
+        return [short[place].conversation for place in sorted({max(0, each) for each in quarters})]
     chosen: list[Record] = []
     shown: set[tuple[str, str]] = set()
     for _ in range(min(PROBES, len(short))):

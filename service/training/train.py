@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from service.base_model import BaseModel, cache_folder
-from service.domain import Label
+from service.domain import AdapterKind, Label
 from service.engine.hardware import GIB, detect_hardware
 from service.errors import ConfigurationError, InvalidRequestError, RegistryError
 from service.files import sha256
@@ -33,6 +34,7 @@ from service.training.export import export_adapter
 from service.training.fan import Fan
 from service.training.loop import UNKNOWN, EpochScores, Example, Trainer, TrainingConfig
 from service.training.plain import PlainFan
+from service.training.proof import PROVEN_WITH, TOLERANCE, Exported, require_as_trained
 from service.training.records import Record, read_records
 
 Read = tuple[Record, tuple[int, ...]]
@@ -54,6 +56,10 @@ class Task:
     @property
     def is_plain(self) -> bool:
         return self.manifest.adapter is AdapterChoice.PLAIN
+
+    def exported(self, tail: tuple[int, ...]) -> Exported:
+        kind = AdapterKind.PLAIN if self.is_plain else AdapterKind.ACTIVATED
+        return Exported(self.name, self.folder, kind, tail, self.labels)
 
     def target(self, record: Record) -> int:
         """Token id of the record's label, or UNKNOWN."""
@@ -88,8 +94,9 @@ class Training:
     def run(self, wanted: Sequence[Read]) -> None:
         """Train every task at once on what `records` gave and replace its adapter.
 
-        Resumes a run with the same data and settings.
+        Resumes a run with the same data and settings. Raises RegistryError for an adapter that PEFT reads otherwise.
         """
+        began = time.monotonic()
         torch.manual_seed(self.config.seed)
         tails = [self.builder.tail(task.manifest.words) for task in self.tasks]
         model = AutoModelForCausalLM.from_pretrained(self.base.path, dtype=torch.float32)
@@ -108,7 +115,11 @@ class Training:
                 bars.advance(reading)
             training = bars.add_task("training", total=self.config.epochs * len(examples["train"]))
             trainer.run(examples["train"], examples["dev"], lambda done: bars.advance(training, done), self._report)
-        self._export(fan, trainer, [record for record, _ in wanted])
+        self._export(fan, trainer, [record for record, _ in wanted], time.monotonic() - began)
+        asked = [prefix for record, prefix in wanted if record.split == "dev"][:PROVEN_WITH]
+        exported = [task.exported(tail) for task, tail in zip(self.tasks, tails, strict=True)]
+        tolerance = TOLERANCE[self.config.base_dtype]
+        require_as_trained(fan, exported, asked, self.base, self.builder.invocation_ids, tolerance)
 
     def forget(self) -> None:
         """Delete what an interrupted run goes on from, once all that belongs to the adapters is written."""
@@ -146,7 +157,7 @@ class Training:
             f"mean of {len(self.tasks)}: training loss {train:.3f}, dev loss {dev:.3f}, dev accuracy {accuracy:.3f}"
         )
 
-    def _export(self, fan: Fan, trainer: Trainer, records: Sequence[Record]) -> None:
+    def _export(self, fan: Fan, trainer: Trainer, records: Sequence[Record], seconds: float) -> None:
         if lost := [task.name for index, task in enumerate(self.tasks) if not trainer.best_loss[index] < float("inf")]:
             raise ConfigurationError(f"no epoch has a finite dev loss: {', '.join(lost)}; lower --learning-rate")
         table = Table(title="trained adapters, each at its best epoch")
@@ -165,6 +176,7 @@ class Training:
                 "base": {"name": self.base.name, "identity": self.base.identity},
                 "versions": {name: version(name) for name in ("torch", "transformers", "peft")}
                 | {"python": platform.python_version()},
+                "took": {"seconds": round(seconds), "cores": torch.get_num_threads()},
                 "best_epoch": best + 1,
                 "curve": curve,
             }
@@ -181,7 +193,7 @@ class Training:
         """Of this run: same tasks, prompts, data, base and settings, or another checkpoint."""
         facts: list[Any] = [asdict(self.config), self.base.identity, self.builder.prompt_digest]
         facts.append(self.builder.max_prefix_tokens)
-        facts += [[task.name, task.manifest.model_dump(mode="json")] for task in self.tasks]
+        facts += [[t.name, t.is_plain, t.manifest.words, t.manifest.labels] for t in self.tasks]
         facts += list(self.digests.values())
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         return cache_folder() / "train" / digest / "checkpoint.pt"

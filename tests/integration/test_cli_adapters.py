@@ -150,20 +150,27 @@ def test_what_cannot_be_trained_is_refused_before_anything_is(directory: Path, t
 
 
 @pytest.mark.parametrize(
-    ("digest_of", "options", "split"),
+    ("digest_of", "named", "options", "split"),
     [
-        pytest.param("own", [], "test", id="trained on"),
-        pytest.param("own", ["--split", "all"], "all", id="trained on, and all asked for"),
-        pytest.param("other", [], "all", id="not trained on"),
+        pytest.param("own", "renamed.jsonl", [], "test", id="trained on"),
+        pytest.param("own", "renamed.jsonl", ["--split", "all"], "all", id="trained on, and all asked for"),
+        pytest.param("other", "own.jsonl", [], "test", id="trained on before it grew"),
+        pytest.param("other", "other.jsonl", [], "all", id="not trained on"),
     ],
 )
 def test_data_that_were_trained_on_are_not_asked_unless_told(
-    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest_of: str, options: list[str], split: str
+    directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    digest_of: str,
+    named: str,
+    options: list[str],
+    split: str,
 ) -> None:
     assert fantail("new", "churn").exit_code == 0
     files = {name: labelled(tmp_path / f"{name}.jsonl", [{name: "yes"}]) for name in ("own", "other")}
     digest = hashlib.sha256(files[digest_of].read_bytes()).hexdigest()
-    (directory / "churn" / "training.json").write_text(json.dumps({"data": {"renamed.jsonl": digest}}))
+    (directory / "churn" / "training.json").write_text(json.dumps({"data": {named: digest}}))
     plans = []
 
     async def evaluate(settings: Settings, plan: workbench.EvaluationPlan, console: Console) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -55,8 +57,52 @@ def test_no_two_ask_in_the_same_words() -> None:
     assert len(set(words)) == len(FOLDERS)
 
 
-def test_all_are_servable(loader: RegistryLoader) -> None:
-    assert list(loader.load(CLASSIFIERS).classifiers) == [folder.name for folder in FOLDERS]
+def test_all_are_served(loader: RegistryLoader) -> None:
+    registry = loader.load(CLASSIFIERS)
+    assert (list(registry.serving_names), dict(registry.withheld)) == ([folder.name for folder in FOLDERS], {})
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a CARD.md says: the revision it is of, and measures by system."""
+
+    revision: str
+    measures: dict[str, dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def cards() -> dict[str, Card]:
+    found = {}
+    for folder in FOLDERS:
+        text = (folder / "CARD.md").read_text(encoding="utf-8")
+        (revision,) = re.findall(r"Revision `([0-9a-f]{16})`", text)
+        rows = re.findall(r"^\| (fantail|TF-IDF|MiniLM|zero-shot) \| (.*) \|$", text, re.MULTILINE)
+        names = ("accuracy", "macro-F1", "AUC", "ECE", "Brier")
+        measures = {
+            system: dict(zip(names, (float(cell.split()[0]) for cell in cells.split(" | ")), strict=True))
+            for system, cells in rows
+        }
+        found[folder.name] = Card(revision, measures)
+    return found
+
+
+def test_every_card_is_of_the_shipped_revision(cards: dict[str, Card], loader: RegistryLoader) -> None:
+    registry = loader.load(CLASSIFIERS)
+    assert {name: card.revision for name, card in cards.items()} == {
+        each.name: each.revision for each in registry.select(())
+    }
+
+
+def test_by_their_cards_the_shipped_classifiers_are_good_enough_and_ahead_of_every_baseline(
+    cards: dict[str, Card],
+) -> None:
+    ours = [card.measures["fantail"] for card in cards.values()]
+    assert min(each["macro-F1"] for each in ours) >= 0.65
+    assert mean(each["macro-F1"] for each in ours) >= 0.80
+    assert mean(each["ECE"] for each in ours) <= 0.05
+    for baseline in ("TF-IDF", "MiniLM", "zero-shot"):
+        theirs = mean(card.measures[baseline]["macro-F1"] for card in cards.values())
+        assert theirs < mean(each["macro-F1"] for each in ours)
 
 
 @pytest.fixture(scope="module")

@@ -288,3 +288,12 @@ def test_answers_of_too_little_label_mass_reach_no_target() -> None:
     unlikely = replace(SURE, abstained=np.arange(len(SURE.gold)) % 2 == 0)
     found = fit_calibration(unlikely, {"label1": Target(recall=0.6)})
     assert (found.calibration.thresholds[1], found.missed) == (0.0, ("label1",))
+
+
+def test_a_target_that_is_reached_at_certainty_is_acted_on() -> None:
+    """60 answers as good as certain and 40 less so, all right, of either label."""
+    raw = np.asarray([[1e-13, 1 - 1e-13]] * 60 + [[0.2, 0.8]] * 40 + [[1 - 1e-13, 1e-13]] * 60 + [[0.8, 0.2]] * 140)
+    found = fit_calibration(predictions(raw, np.asarray([1] * 100 + [0] * 200)), {"label1": Target(recall=0.5)})
+    threshold = found.calibration.thresholds[1]
+    assert 0.99 < threshold < 1.0
+    assert decide((0.0, 1.0), 1.0, 0.5, found.calibration.thresholds).abstain_reason is None

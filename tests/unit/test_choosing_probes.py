@@ -52,3 +52,9 @@ def test_fewer_records_than_probes_are_all_chosen() -> None:
 def test_without_records_there_is_nothing_to_choose() -> None:
     with pytest.raises(ConfigurationError, match="no conversations to probe with"):
         choose_probes([])
+
+
+def test_where_nothing_is_labelled_some_of_every_length_are_chosen() -> None:
+    unlabelled = [Record(talk("x" * (10 + n), id=f"r{n}"), {}) for n in range(8)]
+    assert chosen(*unlabelled) == ["r1", "r3", "r5", "r7"]
+    assert chosen(*unlabelled[:2]) == ["r0", "r1"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import shutil
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -13,15 +14,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.domain import Classifier
+from service.domain import Classification, Classifier
 from service.engine.base import engine_adapter
 from service.engine.vllm_engine import VllmConfig, VllmEngine, start_vllm
-from service.errors import EngineDeadError, PluginInactiveError
+from service.errors import ClassifierWithheldError, EngineDeadError, PluginInactiveError
 from service.gate import Gate
-from service.start import GATE_TOLERANCE, Prompting
+from service.registry.calibration import CALIBRATION_FILE
+from service.settings import Settings
+from service.start import GATE_TOLERANCE, Prompting, start_classify
 from service.training.probes import make_probes
 from tests.vllm.adapters import asked_like
-from tests.vllm.conftest import Strangers
+from tests.vllm.conftest import ROOT, Strangers
+from tests.vllm.faults import OTHER, VICTIM, double_alpha
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -53,6 +57,21 @@ async def test_an_engine_that_is_killed_while_it_loads_an_adapter_is_dead(engine
                 await engine.load(second)
         with pytest.raises(EngineDeadError):
             await engine.places()
+
+
+async def test_a_start_withholds_the_classifier_that_fails_its_gate_and_serves_the_others(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "classifiers" / "prompt.toml", tmp_path)
+    for name in (VICTIM, OTHER):
+        shutil.copytree(ROOT / "classifiers" / name, tmp_path / name)
+    double_alpha(tmp_path / VICTIM)
+    (tmp_path / VICTIM / CALIBRATION_FILE).unlink()
+    async with start_classify(Settings(classifiers=tmp_path, kv_gib=0.5)) as classify:
+        registry = classify.catalogue.current
+        assert (registry.serving_names, list(registry.withheld)) == ((OTHER,), [VICTIM])
+        assert "from PEFT's" in registry.withheld[VICTIM]
+        answers = dict((await classify.fan_out(registry.get(OTHER).probes[0].conversation, [OTHER, VICTIM])).results)
+    assert isinstance(answers[OTHER], Classification)
+    assert isinstance(answers[VICTIM], ClassifierWithheldError)
 
 
 TAKEN_BACK = """

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from service.cli import app
 from service.domain import AdapterKind, Classifier
 from service.registry.adapter import load_adapter
 from service.registry.loader import RegistryLoader
 from service.start import Prompting
+from service.training import export
+from service.training import train as module
 from service.training.export import export_adapter
 from service.training.fan import Fan
 from service.training.loop import Example, Trainer, TrainingConfig
@@ -141,29 +143,75 @@ def test_an_imported_adapter_becomes_a_servable_folder_with_probes(
     assert len(classifier.probes) == PROBES
 
 
-def test_a_classifier_of_ones_own_is_made_trained_on_ones_own_data_and_servable(
-    prompting: Prompting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    classifiers, data = tmp_path / "classifiers", tmp_path / "own.jsonl"
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A classifier of one's own, `refund_request`, that is not trained yet, beside its data in `own.jsonl`."""
+    classifiers = tmp_path / "classifiers"
     classifiers.mkdir()
     shutil.copy(ROOT / "classifiers" / "prompt.toml", classifiers)
     monkeypatch.setenv("FANTAIL_CLASSIFIERS", str(classifiers))
+    monkeypatch.setattr(module, "cache_folder", lambda: tmp_path / "cache")
     lines = (ROOT / "classifiers" / "data" / "bank.jsonl").read_text(encoding="utf-8").splitlines()
-    data.write_text("\n".join(lines[:24]) + "\n", encoding="utf-8")
+    (tmp_path / "own.jsonl").write_text("\n".join(lines[:24]) + "\n", encoding="utf-8")
     made = CliRunner().invoke(app, ["new", "refund_request", "--words", "refund?", "--label", "yes", "--label", "no"])
     assert made.exit_code == 0, made.output
-    trained = CliRunner().invoke(app, ["train", "refund_request", "--data", str(data), "--epochs", "1", "--rank", "2"])
+    return classifiers
+
+
+def train(own: Path, *options: str) -> Result:
+    command = ["train", "refund_request", "--data", str(own.parent / "own.jsonl"), "--rank", "2", *options]
+    return CliRunner().invoke(app, command)
+
+
+def weights(own: Path) -> bytes:
+    return (own / "refund_request/adapter/adapter_model.safetensors").read_bytes()
+
+
+def test_a_classifier_of_ones_own_is_made_trained_on_ones_own_data_and_servable(
+    prompting: Prompting, own: Path
+) -> None:
+    trained = train(own, "--epochs", "1")
     assert trained.exit_code == 0, trained.output
-    found = RegistryLoader(prompting.base, prompting.tokenizer, prompting.builder).load(classifiers)
+    found = RegistryLoader(prompting.base, prompting.tokenizer, prompting.builder).load(own)
     classifier = found.get("refund_request")
     assert (found.serving_names, classifier.flaw) == (("refund_request",), None)
     assert classifier.adapter is not None
     assert (classifier.adapter.kind, classifier.adapter.rank) == (AdapterKind.ACTIVATED, 2)
     assert classifier.probes
-    record = json.loads((classifiers / "refund_request" / "training.json").read_text())
-    assert record["data"] == {"own.jsonl": hashlib.sha256(data.read_bytes()).hexdigest()}
+    record = json.loads((own / "refund_request" / "training.json").read_text())
+    assert record["data"] == {"own.jsonl": hashlib.sha256((own.parent / "own.jsonl").read_bytes()).hexdigest()}
     assert record["records"]["train"] + record["records"]["dev"] < 24
     assert len(record["curve"]) == 1
+    assert record["took"]["seconds"] > 0
+
+
+def test_an_interrupted_training_goes_on_and_ends_in_the_same_bytes(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, epochs = Trainer._save, []
+
+    def interrupted(trainer: Trainer) -> None:
+        save(trainer)
+        epochs.append(len(trainer.curve))
+        if epochs == [1]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_save", interrupted)
+    assert train(own, "--epochs", "2").exit_code != 0
+    assert train(own, "--epochs", "2").exit_code == 0
+    assert epochs == [1, 2]
+    resumed = weights(own)
+    assert train(own, "--epochs", "2").exit_code == 0  # from the beginning: what it could go on from is gone
+    assert epochs == [1, 2, 1, 2]
+    assert weights(own) == resumed
+
+
+def test_an_adapter_that_is_exported_otherwise_than_it_was_trained_is_refused(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "LoraConfig", lambda lora_alpha, **rest: LoraConfig(lora_alpha=2 * lora_alpha, **rest))
+    refused = train(own, "--epochs", "2", "--learning-rate", "0.01")
+    assert refused.exit_code != 0
+    assert "refund_request: PEFT answers otherwise from the exported adapter" in " ".join(refused.output.split())
+    assert not (own / "refund_request" / "probes.jsonl").exists()
 
 
 def test_all_shipped_adapters_together_stay_under_60_megabytes(classifiers: tuple[Classifier, ...]) -> None:

@@ -83,6 +83,13 @@ async def test_records_that_may_have_been_learnt_by_heart_are_counted_aloud(
     assert counted in said.export_text()
 
 
+async def test_another_runs_predictions_have_to_be_of_fantail(settings: Settings, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "else.json").write_text('{"systems": {}}')
+    wanted = plan(data, tmp_path / "out", beside={"before": tmp_path / "else.json"})
+    with pytest.raises(ConfigurationError, match=r"else\.json holds no answers of Fantail's own"):
+        await workbench.evaluate(settings, wanted, QUIET)
+
+
 @pytest.mark.parametrize("names", [(), NAMES[:1]], ids=["all", "some"])
 async def test_another_runs_predictions_of_the_same_stand_beside_ours(
     settings: Settings, data: Path, tmp_path: Path, names: Sequence[str]

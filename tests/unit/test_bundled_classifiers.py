@@ -125,6 +125,11 @@ def test_every_conversation_has_every_label_and_no_label_is_rare(
             assert counts[label] / len(records) >= least_share(known), f"{name}: {label}"
 
 
+def test_conversations_are_of_1_to_25_turns(records: list[Record]) -> None:
+    lengths = {len(record.conversation.turns) for record in records}
+    assert (min(lengths), max(lengths)) == (1, 25)
+
+
 def test_no_two_splits_share_what_is_nearly_one_conversation(records: list[Record]) -> None:
     assert near_duplicates(records) == []
 

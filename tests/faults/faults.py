@@ -22,6 +22,10 @@ SETTLE_SECONDS = 4.0
 """How long the load goes on after a fault that interrupts nothing."""
 
 OVERLOAD_SECONDS = 8.0
+REPORT_SECONDS = 3.0
+"""After which what a server counts of its engine is counted in its metrics."""
+
+RESTARTS = "fantail_engine_restarts_total"
 
 VICTIM = "refund_request"
 
@@ -43,19 +47,29 @@ class Fault:
 
 
 async def kill(server: Server, account: Account) -> str:
-    server.kill_engine()
-    await asyncio.sleep(1.0)  # so that no answer from before is taken for one from after
-    if not await account.hears_again(RECOVERY_SECONDS):
-        raise UnexpectedError(f"no answer within {RECOVERY_SECONDS:.0f} s")
-    return "refused with UNAVAILABLE, then answered again"
+    refused = await outlives(server, account, server.kill_engine)
+    return f"{refused} times UNAVAILABLE, then answered again"
 
 
 async def hang(server: Server, account: Account) -> str:
-    server.suspend_engine()
-    await asyncio.sleep(1.0)
-    if not await account.hears_again(RECOVERY_SECONDS + STALL_SECONDS):
-        raise UnexpectedError("the stalled engine was not replaced")
-    return f"replaced after {STALL_SECONDS} s without progress"
+    refused = await outlives(server, account, server.suspend_engine)
+    return f"replaced after {STALL_SECONDS} s without progress, {refused} times UNAVAILABLE"
+
+
+async def outlives(server: Server, account: Account, harm: Callable[[], None]) -> int:
+    """Harm the engine; returns how often UNAVAILABLE was heard until another answers in its place."""
+    if not server.engine_processes():
+        raise UnexpectedError("there is no process of an engine to be harmed")
+    restarts, refused = server.series()[RESTARTS], account.refused["UNAVAILABLE"]
+    harm()
+    await asyncio.sleep(1.0)  # so that no answer from before is taken for one from after
+    if not await account.hears_again(RECOVERY_SECONDS):
+        raise UnexpectedError(f"no answer within {RECOVERY_SECONDS:.0f} s")
+    await asyncio.sleep(REPORT_SECONDS)
+    heard = account.refused["UNAVAILABLE"] - refused
+    if server.series()[RESTARTS] != restarts + 1 or not heard:
+        raise UnexpectedError(f"{server.series()[RESTARTS] - restarts:.0f} restarts, {heard} times UNAVAILABLE")
+    return heard
 
 
 async def reload_good(server: Server, account: Account) -> str:
@@ -102,16 +116,18 @@ async def damage_and_kill(server: Server, account: Account) -> str:
 
 async def cancel_many(server: Server, account: Account) -> str:
     """Callers who give up at once leave nothing behind in the engine."""
+    cancelled = 0
     async with FantailClient(server.address, key=server.key) as client:
         for _ in range(20):
             calls = [asyncio.create_task(client.fan_out(talk, timeout=20)) for talk in TALKS]
             await asyncio.sleep(0.05)
-            for call in calls:
-                call.cancel()
+            cancelled += sum(call.cancel() for call in calls)
             await asyncio.gather(*calls, return_exceptions=True)
     if not await account.hears_again(30):
         raise UnexpectedError("calls beside the cancelled ones are not answered")
-    return "80 calls cancelled"
+    if not cancelled:
+        raise UnexpectedError("every call was answered before it could be cancelled")
+    return f"{cancelled} calls cancelled"
 
 
 async def no_time(server: Server, account: Account) -> str:

@@ -6,13 +6,18 @@ import asyncio
 import os
 import signal
 
+import grpc
 import psutil
 import pytest
 
-from tests.faults.server import running_server
+from service.client import FantailClient, RpcError, Turns
+from tests.faults.server import GRACE_SECONDS, running_server
 from tests.vllm.test_served import TURNS
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+
+NOBODY = "nobody listens"
 
 
 async def test_an_engine_ends_with_its_server_and_by_no_signal() -> None:
@@ -31,3 +36,43 @@ async def test_an_engine_ends_with_its_server_and_by_no_signal() -> None:
         os.kill(server.process.pid, signal.SIGKILL)
         gone, alive = await asyncio.to_thread(psutil.wait_procs, engines, timeout=30)
         assert (gone, alive) == (engines, [])
+
+
+async def test_who_comes_too_early_is_told_and_who_was_accepted_is_answered_before_the_end() -> None:
+    long: Turns = [("customer", "a long story, and all of it is new. " * 40)] * 4
+    with running_server() as server:
+        async with server.client() as client:
+            async with asyncio.timeout(300):
+                while (reason := await refusal(client)) != "":
+                    assert reason in (NOBODY, "ERROR_REASON_STARTING")
+                    told = reason
+                    await asyncio.sleep(0.1)
+            assert told == "ERROR_REASON_STARTING"
+            clock = asyncio.get_running_loop().time
+            began = clock()
+            await client.fan_out([("customer", f"first, {long[0][1]}"), *long], timeout=60)
+            with pytest.raises(RpcError) as hopeless:
+                await client.fan_out([("customer", f"second, {long[0][1]}"), *long], timeout=0.2 * (clock() - began))
+            assert hopeless.value.reason == "ERROR_REASON_DEADLINE_TOO_NEAR"
+            accepted = asyncio.create_task(client.fan_out(long, timeout=GRACE_SECONDS))
+            await server.is_busy_with(accepted)
+            assert not accepted.done()
+            stopping = asyncio.create_task(asyncio.to_thread(server.terminate))
+            async with asyncio.timeout(GRACE_SECONDS):
+                while not (reason := await refusal(client)):
+                    pass
+            assert reason in (NOBODY, "ERROR_REASON_STOPPING")
+            assert all(result.HasField("classification") for result in (await accepted).results)
+            code, seconds = await stopping
+    assert (code, seconds < GRACE_SECONDS) == (0, True)
+
+
+async def refusal(client: FantailClient) -> str:
+    """Why a call is refused; empty for one that is answered. None hangs."""
+    try:
+        await client.classify(TURNS, "topic", timeout=5)
+    except RpcError as error:
+        if error.code is not grpc.StatusCode.UNAVAILABLE:
+            raise
+        return error.reason or NOBODY
+    return ""

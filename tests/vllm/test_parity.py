@@ -34,6 +34,21 @@ async def test_every_adapter_answers_as_peft_does_in_concurrent_fan_outs(
     await assert_parity(variant_engine, crowd)
 
 
+@IN_CRAMPED_ROOM
+async def test_more_adapters_than_slots_take_turns_and_each_turn_is_counted(
+    variant_engine: VllmEngine, fan_outs: list[Expected]
+) -> None:
+    before = await variant_engine.places()
+    for request in fan_outs[0].requests[:16]:
+        await variant_engine.score(request)
+    after = await variant_engine.places()
+    asked = {request.adapter.name for request in fan_outs[0].requests[:16] if request.adapter}
+    assert len(asked) > 5
+    assert sum(place.slot is not None for place in after.values()) <= 5
+    swaps = sum(after[name].slot_loads - before[name].slot_loads for name in after)
+    assert len(asked) - 5 <= swaps <= len(fan_outs[0].requests)
+
+
 @pytest.mark.parametrize("variant_engine", [CRAMPED, CACHE_OFF], indirect=True)
 async def test_and_in_one_fan_out_after_the_other(variant_engine: VllmEngine, fan_outs: list[Expected]) -> None:
     """In the cramped room everything is asked again, without a cache each reading is one of its own."""

@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 MAX_CLASSIFIERS = 256
 """Names in one call beyond which it is refused unread."""
 
+SHOWN_NAME = 24
+"""Characters of a name that a refusal repeats: all refusals of a call together have to fit into its metadata."""
+
 LONG_CHARACTERS = 50_000
 """Text of a conversation from which on tokenising it takes more than some milliseconds."""
 
@@ -283,7 +286,8 @@ def name_problems(names: Sequence[str]) -> list[InvalidRequestError]:
             message = f"Name {index} has {len(name)} characters, no classifier's more than {MAX_NAME}."
             problems.append(ClassifierNameTooLongError(message, f"classifiers[{index}]", facts))
         elif name in seen:
-            message = f"Name {index} stands in the list before; ask once."
+            shown = name if len(name) <= SHOWN_NAME else f"{name[:SHOWN_NAME]}…"
+            message = f"Classifier {shown!r} is asked for twice; ask once."
             problems.append(DuplicateClassifierError(message, f"classifiers[{index}]"))
         seen.add(name)
     return problems

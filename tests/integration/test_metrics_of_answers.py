@@ -14,7 +14,7 @@ from service.admission import Admission, Job
 from service.classify import Classify
 from service.client import FantailClient, RpcError
 from service.deadline import Deadline
-from service.domain import Calibration, Conversation, Priority, Role, Turn
+from service.domain import Calibration, Priority
 from service.errors import EngineError
 from service.metrics import serve_metrics
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
@@ -148,14 +148,15 @@ async def test_an_answer_shed_for_want_of_room_is_counted_by_classifier_and_prio
     admission: Admission,
     look: Look,
 ) -> None:
-    classify.catalogue.replace(registry.with_classifier(replace(registry.get(ACTIVATED), priority=Priority.LOW)))
+    for name, priority in ((ACTIVATED, Priority.LOW), (SECOND_ACTIVATED, Priority.CRITICAL)):
+        registry = registry.with_classifier(replace(registry.get(name), priority=priority))
+    classify.catalogue.replace(registry)
     engine.gate.clear()
     first = asyncio.create_task(client.classify(HELLO, SECOND_ACTIVATED, timeout=DEADLINE_S))
     await engine.begun(1)
-    said = Conversation("", tuple(Turn(Role(role), text) for role, text in HELLO))
-    classify.memory.remember(classify.builder.prefix(said).token_ids, "")
-    admission.max_tokens = round(admission.tokens / 0.75)  # more than low ones may have, less than normal ones
-    second = asyncio.create_task(client.fan_out(HELLO, [ACTIVATED, SECOND_ACTIVATED], timeout=DEADLINE_S))
+    admission.max_tokens = 2 * admission.tokens  # half is free: for a long conversation, and nothing beside it
+    long = [("customer", "where is my refund? " * 40)]
+    second = asyncio.create_task(client.fan_out(long, [ACTIVATED, SECOND_ACTIVATED], timeout=DEADLINE_S))
     await engine.begun(1)
     engine.gate.set()
     await asyncio.gather(first, second)

@@ -92,15 +92,15 @@ BAD_NAMES = [
     ),
     pytest.param(
         fan_out_request(PLAIN, ACTIVATED, PLAIN, PLAIN), "CLASSIFIER_DUPLICATED",
-        {"classifiers[2]": "Name 2 stands in the list before; ask once", "classifiers[3]": "Name 3"}, id="duplicates",
+        {"classifiers[2]": f"{PLAIN!r} is asked for twice; ask once", "classifiers[3]": PLAIN}, id="duplicates",
     ),
     pytest.param(
         fan_out_request(*["\N{GRINNING FACE}" * 64] * 21), "CLASSIFIER_DUPLICATED",
-        {f"classifiers[{index}]": "before" for index in range(1, 21)}, id="duplicates of a long name",
+        {f"classifiers[{index}]": "twice" for index in range(1, 21)}, id="duplicates of a long name",
     ),
     pytest.param(
         fan_out_request("", PLAIN, PLAIN, "nobody", "nobody"), "CLASSIFIER_NAME_MISSING",
-        {"classifiers[0]": "empty", "classifiers[2]": "before", "classifiers[4]": "before"}, id="all kinds of names",
+        {"classifiers[0]": "empty", "classifiers[2]": "twice", "classifiers[4]": "twice"}, id="all kinds of names",
     ),
 ]  # fmt: skip
 

@@ -163,10 +163,6 @@ def train(own: Path, *options: str) -> Result:
     return CliRunner().invoke(app, command)
 
 
-def weights(own: Path) -> bytes:
-    return (own / "refund_request/adapter/adapter_model.safetensors").read_bytes()
-
-
 def test_a_classifier_of_ones_own_is_made_trained_on_ones_own_data_and_servable(
     prompting: Prompting, own: Path
 ) -> None:
@@ -185,7 +181,7 @@ def test_a_classifier_of_ones_own_is_made_trained_on_ones_own_data_and_servable(
     assert record["took"]["seconds"] > 0
 
 
-def test_an_interrupted_training_goes_on_and_ends_in_the_same_bytes(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_training_goes_on_where_it_was(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save, epochs = Trainer._save, []
 
     def interrupted(trainer: Trainer) -> None:
@@ -198,19 +194,16 @@ def test_an_interrupted_training_goes_on_and_ends_in_the_same_bytes(own: Path, m
     assert train(own, "--epochs", "2").exit_code != 0
     assert train(own, "--epochs", "2").exit_code == 0
     assert epochs == [1, 2]
-    resumed = weights(own)
-    assert train(own, "--epochs", "2").exit_code == 0  # from the beginning: what it could go on from is gone
-    assert epochs == [1, 2, 1, 2]
-    assert weights(own) == resumed
+    assert not list((own.parent / "cache").rglob("checkpoint.pt"))
 
 
 def test_an_adapter_that_is_exported_otherwise_than_it_was_trained_is_refused(
     own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "LoraConfig", lambda lora_alpha, **rest: LoraConfig(lora_alpha=2 * lora_alpha, **rest))
-    refused = train(own, "--epochs", "2", "--learning-rate", "0.01")
+    refused = train(own, "--epochs", "2", "--learning-rate", "0.05")
     assert refused.exit_code != 0
-    assert "refund_request: PEFT answers otherwise from the exported adapter" in " ".join(refused.output.split())
+    assert "refund_request: PEFT answers otherwise from the exported adapter" in str(refused.exception)
     assert not (own / "refund_request" / "probes.jsonl").exists()
 
 

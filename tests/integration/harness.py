@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +13,7 @@ from types import MappingProxyType
 from service.domain import Adapter, AdapterKind, Classifier, Label
 from service.engine.base import LabelLogprobs, ScoringRequest
 from service.engine.fake_engine import FakeEngine
+from service.engine.vllm_engine import VllmConfig
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.prompt.builder import PromptBuilder
 from service.registry.registry import Registry
@@ -100,6 +102,12 @@ def small_registry(builder: PromptBuilder) -> Registry:
 def asks(name: str, registry: Registry) -> Callable[[ScoringRequest], bool]:
     """Whether an engine request is the one of that classifier."""
     return lambda request: request.label_ids == registry.classifiers[name].label_ids
+
+
+@contextlib.asynccontextmanager
+async def start_fake(config: VllmConfig) -> AsyncIterator[FakeEngine]:
+    """Stands for `start_vllm`."""
+    yield FakeEngine()
 
 
 def fan_out_request(*names: str, turns: list[pb.Turn] | None = None) -> pb.FanOutRequest:

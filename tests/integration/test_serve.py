@@ -18,10 +18,8 @@ import pytest
 
 from service import serve, watch
 from service.client import FantailAdminClient, FantailClient, RpcError
-from service.engine.fake_engine import FakeEngine
-from service.engine.vllm_engine import VllmConfig
 from service.settings import Settings
-from tests.integration.harness import DEADLINE_S, HELLO
+from tests.integration.harness import DEADLINE_S, HELLO, start_fake
 from tests.integration.keyring import write_keys
 from tests.support import CLASSIFIERS, manifest_toml
 
@@ -41,12 +39,7 @@ def signals() -> Iterator[None]:
 @pytest.fixture
 def settings(tmp_path: Path, make_classifier_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Settings:
     """One classifier without adapter at a free port; what is started as vLLM is a fake."""
-
-    @contextlib.asynccontextmanager
-    async def start_vllm(config: VllmConfig) -> AsyncIterator[FakeEngine]:
-        yield FakeEngine()
-
-    monkeypatch.setattr(serve, "start_vllm", start_vllm)
+    monkeypatch.setattr(serve, "start_vllm", start_fake)
     monkeypatch.setattr(serve, "cache_folder", lambda: tmp_path / "cache")
     folder = tmp_path / "classifiers"
     folder.mkdir()

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from service import start
-from service.engine.fake_engine import FakeEngine
-from service.engine.vllm_engine import VllmConfig
 from service.errors import RegistryError
 from service.registry.calibration import CALIBRATION_FILE
 from service.settings import Settings
+from tests.integration.harness import start_fake
 from tests.support import CLASSIFIERS
 
 
 @pytest.fixture
 def settings(tmp_path: Path, make_classifier_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Settings:
     """`refund` has no probes, `topic` no adapter; every start of a real engine is one of a fake."""
-
-    @contextlib.asynccontextmanager
-    async def start_vllm(config: VllmConfig) -> AsyncIterator[FakeEngine]:
-        yield FakeEngine()
-
-    monkeypatch.setattr(start, "start_vllm", start_vllm)
+    monkeypatch.setattr(start, "start_vllm", start_fake)
     shutil.copy(CLASSIFIERS / "prompt.toml", tmp_path)
     make_classifier_folder(tmp_path, "refund")
     make_classifier_folder(tmp_path, "topic", adapter="none", words="topic?")

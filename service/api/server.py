@@ -46,6 +46,8 @@ KEEPALIVE = (
     # A caller whose connection was dropped on the way is found out, and what he held is free again.
     ("grpc.keepalive_time_ms", 120_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    # The one that gRPC (1.85) keeps to, instead of the one above (https://github.com/grpc/grpc/pull/39239).
+    ("grpc.http2.ping_timeout_ms", 20_000),
     # Callers may look as well, every 20 s and also while a live conversation is quiet: gRPC itself would end them.
     ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
 )

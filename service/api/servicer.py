@@ -113,15 +113,18 @@ class ClassificationServicer(ClassificationServiceServicer):
         writing = len(request.conversations) * self._asked(request) * RESULT_SECONDS
         call = replace(call, background=True, deadline=call.deadline.earlier(writing))
         call.toll(len(request.conversations) - 1)
-        permits = asyncio.Semaphore(BATCH_AT_ONCE)
+        waiting = iter(range(len(request.conversations)))
+        found: dict[int, Answers | FantailError] = {}
 
-        async def item(index: int) -> Answers | FantailError:
-            async with permits:
-                return await self._outcome("ClassifyBatch", self._answers_in_batch(request, index, call), call)
+        async def work() -> None:
+            for index in waiting:
+                found[index] = await self._outcome("ClassifyBatch", self._answers_in_batch(request, index, call), call)
+                await asyncio.sleep(0)  # what is refused waits for nothing, and many in a row would hold up others
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(item(index)) for index in range(len(request.conversations))]
-        outcomes = [task.result() for task in tasks]
+            for _ in range(BATCH_AT_ONCE):
+                group.create_task(work())
+        outcomes = [found[index] for index in sorted(found)]
         usage = sum((each.usage for each in outcomes if isinstance(each, Answers)), TokenUsage())
         return pb.ClassifyBatchResponse(
             items=[batch_item_to_proto(each, call.request_id) for each in outcomes], usage=usage_to_proto(usage)

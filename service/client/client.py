@@ -39,8 +39,9 @@ SERVICE_CONFIG = {
     ]
 }
 
-RETRIED_BYTES = 4 << 20
-"""Of a request that is kept to be sent again: as much as a server takes; gRPC's own 256 KiB are less than a batch."""
+RETRIED_BYTES = (4 << 20) + (16 << 10)
+"""Of a request and its headers, kept to be sent again: as much as a server takes; gRPC's own 256 KiB are less than a
+batch."""
 
 RECEIVED_BYTES = 64 << 20
 """Of a response: a batch of many labels is larger than the 4 MiB that gRPC allows by itself."""

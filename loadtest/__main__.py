@@ -11,7 +11,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
@@ -22,9 +22,9 @@ from loadtest.outcome import Outcome, milliseconds, ratio
 from loadtest.output import positive, wide_console
 from loadtest.profile import Profile, ProfileError, load_profile
 from loadtest.report import OF_LENGTHS, length_rows, write_report
-from loadtest.run import Target, by_rate, duration_s, is_generator_the_limit, knee, pool, sweep, unloaded
+from loadtest.run import by_rate, duration_s, is_generator_the_limit, knee, pool, sweep, unloaded
 from loadtest.server import fresh_server, provenance, settings
-from service.client import FantailClient
+from loadtest.target import Credentials, Target
 
 PROFILES = Path(__file__).resolve().parent / "profiles"
 
@@ -48,6 +48,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=1, help="how often each of these rates is run, in turn")
     parser.add_argument("--address", help="a server that runs already; default a fresh one")
     parser.add_argument("--key", help="API key for it")
+    parser.add_argument("--tls", action="store_true", help="talk to it over TLS; so too with any of the next three")
+    parser.add_argument("--ca", metavar="PEM", help="who signs its certificate; default whom the system trusts")
+    parser.add_argument("--cert", metavar="PEM", help="a certificate of ours, for a server that wants one")
+    parser.add_argument("--cert-key", metavar="PEM", help="and its key")
     parser.add_argument("--processes", type=positive, default=1, help="generator processes")
     parser.add_argument(
         "--seed", type=positive, help="equal seeds give equal calls, which a server has in its cache; default any"
@@ -57,6 +61,8 @@ def main() -> None:
     if not all(0 < rate < math.inf for rate in options.rate):
         parser.error("rates are positive numbers")
     options.seed = options.seed or random.randrange(1, 1 << 31)
+    if not options.address and credentials(options):
+        parser.error("a fresh server talks in the clear; --tls, --ca and --cert are for a server of --address")
     if options.rounds > 1 and not options.rate:
         parser.error("rounds are of given rates; a sweep finds its own")
     path = Path(options.profile)
@@ -76,7 +82,7 @@ async def load(path: Path, profile: Profile, options: argparse.Namespace, consol
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fantail-load-")))
         with console.status("starting a server …"):
             address = options.address or await stack.enter_async_context(fresh_server(scratch / "server.log"))
-        target = Target(address, await names(address, options.key), options.key)
+        target = await asked_of(Target(address, key=options.key, tls=credentials(options)))
         console.print(f"each run takes {duration_s(profile):.0f} s")
         with console.status("under load …"):
             async for rate, outcome in sweep(
@@ -108,9 +114,16 @@ def facts_of(profile: Profile, options: argparse.Namespace) -> dict[str, str]:
     }
 
 
-async def names(address: str, key: str | None) -> tuple[str, ...]:
-    async with FantailClient(address, key=key) as client:
-        return tuple(each.name for each in await client.list_classifiers(timeout=60))
+def credentials(options: argparse.Namespace) -> Credentials | None:
+    files = (options.ca, options.cert, options.cert_key)
+    return Credentials(*files) if options.tls or any(files) else None
+
+
+async def asked_of(target: Target) -> Target:
+    """The same with the names of all classifiers that it serves."""
+    async with target.connect() as client:
+        served = await client.list_classifiers(timeout=60)
+    return replace(target, classifiers=tuple(each.name for each in served))
 
 
 def show(facts: dict[str, str], runs: list[tuple[float, Outcome]], console: Console) -> None:

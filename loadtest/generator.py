@@ -17,6 +17,7 @@ from typing import Any
 from loadtest.outcome import GOOD, STAGES, Outcome
 from loadtest.profile import Profile, load_profile
 from loadtest.schedule import Call, calls
+from loadtest.target import Target
 from service.client import FantailClient, RpcError
 
 LATE_SEND_S = 0.01
@@ -31,14 +32,12 @@ class Share:
     """
 
     profile: str
-    address: str
+    target: Target
     rate: float
     seed: int
-    classifiers: tuple[str, ...]
     index: int
     processes: int
     begins_at: float
-    key: str | None = None
 
 
 async def generate(share: Share) -> Outcome:
@@ -46,8 +45,8 @@ async def generate(share: Share) -> Outcome:
     profile = load_profile(Path(share.profile))
     outcome = Outcome(steady_s=profile.steady_s)
     begins = time.perf_counter() + share.begins_at - time.time()
-    async with FantailClient(share.address, key=share.key, retries=False) as client, asyncio.TaskGroup() as group:
-        for number, call in enumerate(calls(profile, share.rate, share.classifiers, share.seed)):
+    async with share.target.connect(retries=False) as client, asyncio.TaskGroup() as group:
+        for number, call in enumerate(calls(profile, share.rate, share.target.classifiers, share.seed)):
             if number % share.processes != share.index:
                 continue
             due = begins + call.at_s
@@ -88,7 +87,7 @@ async def _ask(client: FantailClient, profile: Profile, call: Call, due: float) 
 
 def main() -> None:
     told = json.load(sys.stdin)
-    share = Share(**told | {"classifiers": tuple(told["classifiers"])})
+    share = Share(**told | {"target": Target.from_json(told["target"])})
     json.dump(asyncio.run(generate(share)).to_json(), sys.stdout)
 
 

@@ -7,13 +7,12 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest.generator import Share, told
 from loadtest.outcome import Outcome, merged, pooled
 from loadtest.profile import Profile
-from service.client import FantailClient
+from loadtest.target import Target
 
 START_SECONDS = 3.0
 """How long the generators are given to start before the first call is due."""
@@ -33,23 +32,12 @@ KNEE_SHARE = 0.95
 """The knee is the highest rate of which at least so much is answered well."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What is put under load."""
-
-    address: str
-    classifiers: tuple[str, ...]
-    key: str | None = None
-
-
 async def run(profile_path: Path, target: Target, rate: float, seed: int, processes: int) -> Outcome:
     """One run at `rate` calls a second, by so many generator processes. Raises RuntimeError when one of them fails."""
     begins_at = time.time() + START_SECONDS
 
     async def generator(index: int) -> Outcome:
-        share = Share(
-            str(profile_path), target.address, rate, seed, target.classifiers, index, processes, begins_at, target.key
-        )
+        share = Share(str(profile_path), target, rate, seed, index, processes, begins_at)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "loadtest.generator"),
             stdin=asyncio.subprocess.PIPE,
@@ -85,7 +73,7 @@ async def sweep(
 
 async def first_rate(target: Target, seed: int) -> float:
     """A rate that any server bears: a third of what calls one after the other reach."""
-    async with FantailClient(target.address, key=target.key) as client:
+    async with target.connect() as client:
         began = time.perf_counter()
         for number in range(3):
             await client.fan_out([("customer", f"how fast are you, number {number} of {seed}? " * 20)], timeout=120)

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 from collections.abc import Callable, Coroutine
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
 from loadtest.growth.adapters import ADAPTERS, SLOTS, memory, per_adapter
-from loadtest.growth.curve import Curve, draw, show
+from loadtest.growth.curve import Curve, read, show, write
 from loadtest.growth.requests import CONVERSATION_TOKENS, COUNTS, TURNS, per_call, per_classifier, per_token, per_turn
 from loadtest.growth.revisions import REVISIONS, per_revision
-from loadtest.output import positive, wide_console, write_whole
+from loadtest.output import positive, wide_console
 from loadtest.server import provenance
 
 WIDTH = 140
@@ -59,23 +57,33 @@ def main() -> None:
         help=f"measurements of each place; {', '.join(WEIGHED)}: once, whatever is said",
     )
     parser.add_argument("--output", type=Path, help="also write everything as JSON, and beside it the curves as SVG")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the curves that --output has; measure those that it lacks"
+    )
     options = parser.parse_args()
+    if options.resume and not options.output:
+        parser.error("--resume goes on with what --output has")
     if unknown := set(options.curves) - set(CURVES):
         parser.error(f"no such curve: {', '.join(sorted(unknown))}")
     console = wide_console(WIDTH)
-    curves: dict[str, Curve] = {}
+    facts = {**provenance(), "rounds": options.rounds}
+    try:
+        curves = read(options.output, facts) if options.resume else {}
+    except ValueError as error:
+        parser.error(str(error))
     for name in options.curves or CURVES:
+        if name in curves:
+            show(curves[name], console)
+            continue
         title, x, unit, measure, _ = CURVES[name]
-        curve = curves[name] = Curve(title, x, unit)
+        curve = Curve(title, x, unit)
         with Progress(console=console) as progress:
             bar = progress.add_task(title, total=steps(name, options.rounds))
             asyncio.run(measure(curve, options.rounds, lambda bar=bar: progress.advance(bar)))  # type: ignore[misc]
+        curves[name] = curve
         show(curve, console)
         if options.output:
-            found = {name: asdict(each) for name, each in curves.items()}
-            facts = {**provenance(), "curves": found}
-            write_whole(options.output, json.dumps(facts, indent=1) + "\n")
-            draw(list(curves.values()), options.output.with_suffix(".svg"))
+            write(options.output, facts, curves)
 
 
 def steps(name: str, rounds: int) -> int:

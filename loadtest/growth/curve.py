@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from loadtest.output import write_whole
 
 MOST_COLUMNS = 10
 
@@ -36,6 +39,32 @@ class Curve:
         points = self.medians(series)
         slope, start = np.polyfit(list(points), list(points.values()), 1)
         return float(start), float(slope)
+
+
+def write(path: Path, facts: Mapping[str, object], curves: Mapping[str, Curve]) -> None:
+    """The curves so far with the `facts` of their run, as a whole; beside them, drawn."""
+    found = {name: asdict(each) for name, each in curves.items()}
+    write_whole(path, json.dumps({**facts, "curves": found}, indent=1) + "\n")
+    draw(list(curves.values()), path.with_suffix(".svg"))
+
+
+def read(path: Path, facts: Mapping[str, object]) -> dict[str, Curve]:
+    """The curves that a run which was interrupted has written; none where there is no file.
+
+    Raises ValueError when that run was of other `facts`: its figures and today's do not belong into one table.
+    """
+    if not path.is_file():
+        return {}
+    written = json.loads(path.read_text(encoding="utf-8"))
+    if other := [name for name, value in facts.items() if name != "date" and written.get(name) != value]:
+        raise ValueError(f"{path} is of another {' and another '.join(other)}; name another file, or measure all anew")
+    curves = {}
+    for name, curve in written["curves"].items():
+        values = {
+            series: {float(x): measured for x, measured in points.items()} for series, points in curve["values"].items()
+        }
+        curves[name] = Curve(**curve | {"values": values})
+    return curves
 
 
 def quantile(values: Sequence[float], share: float) -> float:

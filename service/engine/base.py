@@ -67,7 +67,7 @@ class AdapterPlace:
 @dataclass(frozen=True, slots=True)
 class EngineCounters:
     """The engine's own counts: requests being computed, their tokens done, requests waiting, KV blocks used and in all,
-    and tokens of a block."""
+    tokens of a block, and steps that it has begun, in each of which it reads all weights once."""
 
     running: int
     computed_tokens: int
@@ -75,6 +75,7 @@ class EngineCounters:
     kv_blocks_used: int
     kv_blocks: int
     block_tokens: int
+    steps: int
 
 
 class ScoringEngine(Protocol):

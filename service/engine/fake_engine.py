@@ -74,7 +74,7 @@ class FakeEngine:
 
     async def counters(self) -> EngineCounters:
         await self.check()
-        return EngineCounters(self.under_way, self.computed, 0, len(self._cached), 1000, 32)
+        return EngineCounters(self.under_way, self.computed, 0, len(self._cached), 1000, 32, len(self.requests))
 
     def _usage(self, request: ScoringRequest) -> TokenUsage:
         shared = request.token_ids[: request.activation_index or 0]

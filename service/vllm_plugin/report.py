@@ -38,7 +38,8 @@ def _inactive_patches_of_worker(self: Any) -> dict[str, str]:
 
 def _counters(self: Any) -> dict[str, int]:
     """Of an engine core: requests being computed, tokens of these that are done, requests waiting, KV blocks in use and
-    in all (one is vLLM's own), tokens of a block. It answers between two steps, or never when one hangs."""
+    in all (one is vLLM's own), tokens of a block, steps begun. It answers between two steps, or never when one hangs.
+    """
     scheduler = self.scheduler
     pool = scheduler.kv_cache_manager.block_pool
     blocks = pool.num_gpu_blocks - 1
@@ -49,6 +50,7 @@ def _counters(self: Any) -> dict[str, int]:
         "kv_blocks_used": blocks - pool.get_num_free_blocks(),
         "kv_blocks": blocks,
         "block_tokens": scheduler.block_size,
+        "steps": scheduler.current_step,
     }
 
 

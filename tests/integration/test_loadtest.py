@@ -14,18 +14,22 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from loadtest.__main__ import load, names
+from loadtest.__main__ import asked_of, load
 from loadtest.generator import Share, generate
 from loadtest.outcome import STAGES, Outcome, seconds
 from loadtest.profile import load_profile
-from loadtest.run import Target, first_rate, run
+from loadtest.run import first_rate, run
 from loadtest.schedule import calls
 from loadtest.server import fresh_server
+from loadtest.target import Credentials, Target
 from service.admission import Admission
 from service.client import FantailClient
 from service.errors import EngineError
 from service.registry.registry import Registry
+from tests.integration.certificates import Authority, install
+from tests.integration.conftest import Serve
 from tests.integration.harness import DEADLINE_S, HELLO, NAMES, NEVER_S, PLAIN, WatchedEngine, asks
+from tests.integration.keyring import ring_of
 from tests.integration.listener import Listener
 from tests.traffic import write_profile
 
@@ -49,7 +53,7 @@ def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 def share(folder: Path, address: str, **profile: Any) -> Share:
     """All calls of a short run that begins now."""
     path = write_profile(folder, **{"steady_s": STEADY_S, "deadline_s": DEADLINE_S} | profile)
-    return Share(str(path), address, RATE, 1, tuple(NAMES), 0, 1, time.time())
+    return Share(str(path), Target(address, tuple(NAMES)), RATE, 1, 0, 1, time.time())
 
 
 def asked(listener: Listener) -> Counter[str]:
@@ -146,7 +150,20 @@ async def test_a_generator_that_fails_fails_the_run(tmp_path: Path, address: str
 
 
 async def test_a_server_is_asked_for_its_classifiers(address: str) -> None:
-    assert await names(address, None) == tuple(NAMES)
+    assert await asked_of(Target(address)) == Target(address, tuple(NAMES))
+
+
+@pytest.mark.usefixtures("no_wait")
+async def test_a_server_that_wants_a_key_and_certificates_is_put_under_load(tmp_path: Path, serve: Serve) -> None:
+    authority = Authority()
+    ring, caller = ring_of(tmp_path, {"secret": 'name = "load"'}), authority.caller()
+    address = await serve(keys=ring, tls=install(tmp_path, authority.server(), authority.pem))
+    for name, pem in (("ca", authority.pem), ("cert", caller.certificate), ("key", caller.key)):
+        (tmp_path / f"{name}.pem").write_bytes(pem)
+    files = (str(tmp_path / f"{name}.pem") for name in ("ca", "cert", "key"))
+    target = await asked_of(Target(address, key="secret", tls=Credentials(*files)))
+    path = write_profile(tmp_path, steady_s=STEADY_S, deadline_s=DEADLINE_S)
+    assert (await run(path, target, RATE, 1, 1)).by_status == {"OK": CALLS}
 
 
 async def test_the_first_rate_is_found_by_asking_one_after_the_other(address: str, listener: Listener) -> None:
@@ -160,8 +177,9 @@ async def test_the_command_prints_and_writes_what_became_of_each_run(
 ) -> None:
     path = write_profile(tmp_path, steady_s=0.2, deadline_s=DEADLINE_S)
     options = argparse.Namespace(
-        rate=[20.0, 40.0], address=address, key=None, processes=1, rounds=1, seed=1, output=tmp_path / "report"
-    )
+        rate=[20.0, 40.0], address=address, key=None, processes=1, rounds=1, seed=1, output=tmp_path / "report",
+        tls=False, ca=None, cert=None, cert_key=None,
+    )  # fmt: skip
     console = Console(file=io.StringIO(), width=160)
     await load(path, load_profile(path), options, console)
     assert isinstance(console.file, io.StringIO)

@@ -31,7 +31,9 @@ from tests.integration.scraping import OPEN_METRICS, TEXT, Scrape, TellingMetric
 from tests.support import talk
 
 METHOD = "/fantail.v1.ClassificationService/FanOut"
-SERVING = EngineCounters(running=2, computed_tokens=7, waiting=3, kv_blocks_used=10, kv_blocks=100, block_tokens=32)
+SERVING = EngineCounters(
+    running=2, computed_tokens=7, waiting=3, kv_blocks_used=10, kv_blocks=100, block_tokens=32, steps=5
+)
 IN_SLOT, IN_MEMORY = AdapterPlace(0, 1), AdapterPlace(None, 1)
 
 Look = Callable[[], Scrape]

@@ -14,6 +14,7 @@ from google.rpc import status_pb2
 
 from loadtest.generator import Share, generate
 from loadtest.outcome import Outcome
+from loadtest.target import Target
 from service.client import RpcError
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from tests.traffic import write_profile
@@ -106,7 +107,7 @@ class Generating:
         """Generate the share of one process. `starts_late_s`: after the run has begun; `profile`: changes to it."""
         path = write_profile(self.folder, **profile)
         begins_at = self.server.began = self.loop.now - starts_late_s
-        share = Share(str(path), "nowhere", rate, seed, NAMES, index, processes, begins_at, key)
+        share = Share(str(path), Target("nowhere", NAMES, key), rate, seed, index, processes, begins_at)
         return self.loop.run_until_complete(generate(share))
 
 
@@ -118,6 +119,6 @@ def generating(folder: Path, monkeypatch: pytest.MonkeyPatch, loop: JumpingLoop)
         server.options = options
         return server
 
-    monkeypatch.setattr("loadtest.generator.FantailClient", connect)
+    monkeypatch.setattr("loadtest.target.FantailClient", connect)
     monkeypatch.setattr("loadtest.generator.time", loop)
     return Generating(server, folder, loop)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from loadtest import limit
-from loadtest.growth.curve import Curve, draw, quantile, show
+from loadtest.growth.curve import Curve, draw, quantile, read, show, write
 
 
 @pytest.fixture
@@ -49,6 +49,21 @@ def test_a_curve_of_many_places_is_shown_with_some_and_the_last() -> None:
 def test_curves_are_drawn_side_by_side(curve: Curve, tmp_path: Path) -> None:
     draw([curve, curve], tmp_path / "growth.svg")
     assert (tmp_path / "growth.svg").read_text().count("Classifiers") >= 2
+
+
+def test_an_interrupted_run_goes_on_with_the_curves_that_it_has_written(curve: Curve, tmp_path: Path) -> None:
+    facts = {"commit": "abc", "rounds": 3, "date": "2026-11-28"}
+    assert read(tmp_path / "growth.json", facts) == {}
+    write(tmp_path / "growth.json", facts, {"classifiers": curve})
+    tomorrow = facts | {"date": "2026-11-29"}
+    assert read(tmp_path / "growth.json", tomorrow) == {"classifiers": curve}
+    assert (tmp_path / "growth.svg").is_file()
+
+
+def test_curves_of_other_code_are_not_mixed_with_todays(curve: Curve, tmp_path: Path) -> None:
+    write(tmp_path / "growth.json", {"commit": "abc", "rounds": 3}, {"classifiers": curve})
+    with pytest.raises(ValueError, match="of another commit and another rounds; name another file"):
+        read(tmp_path / "growth.json", {"commit": "def", "rounds": 5})
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 3.0), (0.51, 4.0), (0.95, 6.0), (1.0, 6.0), (0.0, 1.0)])

@@ -16,6 +16,7 @@ from loadtest.outcome import STAGES, Outcome, seconds
 from loadtest.profile import Length
 from loadtest.run import is_generator_the_limit
 from loadtest.schedule import calls
+from loadtest.target import Credentials, Target
 from tests.traffic import profile
 from tests.unit.jumping_loop import JumpingLoop
 from tests.unit.stub_server import NAMES, PARTLY, WHOLE, Generating, StubServer, failure, generating
@@ -211,7 +212,7 @@ def test_calls_that_are_turned_away_are_no_answers_and_stop_nothing(generator: G
 
 def test_a_call_is_made_once_with_the_key(generator: Generating, server: StubServer) -> None:
     generator.run(key="secret")
-    assert server.options == {"key": "secret", "retries": False}
+    assert server.options == {"key": "secret", "tls": None, "retries": False}
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
@@ -232,5 +233,8 @@ def test_no_process_sends_much_more_than_the_others(generator: Generating) -> No
 
 
 def test_a_process_is_told_everything() -> None:
-    share = Share("short.toml", "127.0.0.1:1", 2.5, 3, NAMES, 1, 2, 1e9, "secret")
-    assert json.loads(told(share)) == asdict(share) | {"classifiers": list(NAMES)}
+    target = Target("127.0.0.1:1", NAMES, "secret", Credentials("ca.pem", "cert.pem", "key.pem"))
+    share = Share("short.toml", target, 2.5, 3, 1, 2, 1e9)
+    heard = json.loads(told(share))
+    assert Target.from_json(heard.pop("target")) == target
+    assert heard == {name: value for name, value in asdict(share).items() if name != "target"}

@@ -13,13 +13,13 @@ from loadtest.run import (
     KNEE_SHARE,
     MOST_RUNS,
     MOST_STEPS,
-    Target,
     by_rate,
     is_generator_the_limit,
     knee,
     sweep,
     unloaded,
 )
+from loadtest.target import Target
 from tests.traffic import outcome
 
 TARGET = Target("nowhere", ("refund",))

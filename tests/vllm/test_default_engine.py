@@ -111,6 +111,20 @@ async def test_a_cold_fan_out_computes_the_prefix_once(
     assert len(prefix.token_ids) <= computed <= len(prefix.token_ids) + tails + 32
 
 
+@pytest.mark.parametrize("tokens", [320, 1000])
+async def test_a_fan_out_takes_as_many_steps_as_one_classification(
+    engine: VllmEngine, prompting: Prompting, classifiers: tuple[Classifier, ...], tokens: int
+) -> None:
+    taken = []
+    for asked in (classifiers[:1], classifiers):
+        conversation = cold(conversation_of(prompting.builder, tokens), f"good morning from {len(asked)} of us")
+        prefix = prompting.builder.prefix(conversation)
+        before = (await engine.counters()).steps
+        await asyncio.gather(*(engine.score(scoring_request(prefix, each)) for each in asked))
+        taken.append((await engine.counters()).steps - before)
+    assert taken[1] == taken[0], "each step reads all weights once more"
+
+
 async def test_a_following_turn_computes_only_what_is_new(
     engine: VllmEngine, prompting: Prompting, classifiers: tuple[Classifier, ...]
 ) -> None:

@@ -36,6 +36,10 @@ PROVE_SECONDS = 600.0
 LOOKED_AT = 0.25
 """After which share of the time to a stall an engine that finishes nothing is asked what it computes."""
 
+PAUSE_SECONDS = 2.0
+"""A server that comes so late to look after its engine stood still itself: its container was paused, its machine
+moved or slept. What the engine did not do meanwhile is no fault of it."""
+
 STEADY_SECONDS = 60.0
 """How long an engine has to live for the next restart to begin without delay again."""
 
@@ -174,13 +178,20 @@ class SupervisedEngine:
     async def _death(self, engine: ScoringEngine) -> None:
         """Return when the engine is dead, noticed by a request or by asking, or does nothing."""
         looking: asyncio.Task[None] | None = None
+        clock = asyncio.get_running_loop().time
+        looked = clock()
         try:
             while not self._died.is_set():
+                now = clock()
+                if (late := now - looked - CHECK_SECONDS) > PAUSE_SECONDS:
+                    logger.warning("this server stood still for %.0f s", late)
+                    self._progress = min(now, self._progress + late)
+                looked = now
                 try:
                     await engine.check()
                 except EngineDeadError:
                     break
-                silent = asyncio.get_running_loop().time() - self._progress if self._waiting or self._owing else 0.0
+                silent = looked - self._progress if self._waiting or self._owing else 0.0
                 if silent > self._stall_seconds and (self._waiting or looking is not None):
                     logger.error("the engine has computed nothing for %.0f s", self._stall_seconds)
                     break

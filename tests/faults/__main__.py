@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.client import FantailClient
-from tests.faults.faults import FAULTS, SETTLE_SECONDS, Fault, UnexpectedError
+from tests.faults.faults import FAULTS, SETTLE_SECONDS, STALL_SECONDS, Fault, UnexpectedError
 from tests.faults.load import Account, steady_load, summary
 from tests.faults.server import Server, running_server
 
@@ -45,7 +45,7 @@ async def run(faults: list[Fault], console: Console) -> bool:
     for column in ("fault", "expected", "seen", "calls", "wrong", "lost", "longest silence"):
         table.add_column(column, justify="right" if column in ("wrong", "lost", "longest silence") else "left")
     fine = True
-    with running_server() as server:
+    with running_server(FANTAIL_STALL_SECONDS=str(STALL_SECONDS)) as server:
         async with FantailClient(server.address, key=server.key) as client, asyncio.timeout(START_SECONDS):
             with console.status("starting the server …"):
                 await client.wait_until_serving()

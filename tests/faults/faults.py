@@ -15,11 +15,14 @@ from loadtest.growth.revisions import change_slightly
 from service.client import FantailClient, RpcError, Turns
 from service.pb.fantail.v1 import admin_service_pb2 as admin
 from tests.faults.load import TALKS, Account, steady_load, summary
-from tests.faults.server import GRACE_SECONDS, STALL_SECONDS, Server
+from tests.faults.server import GRACE_SECONDS, Server
 
 RECOVERY_SECONDS = 240.0
 SETTLE_SECONDS = 4.0
 """How long the load goes on after a fault that interrupts nothing."""
+
+STALL_SECONDS = 25
+"""Longer than the longest step of these calls on a slow machine: one step of 2,000 tokens takes 7 s on two cores."""
 
 OVERLOAD_SECONDS = 8.0
 REPORT_SECONDS = 3.0
@@ -54,6 +57,20 @@ async def kill(server: Server, account: Account) -> str:
 async def hang(server: Server, account: Account) -> str:
     refused = await outlives(server, account, server.suspend_engine)
     return f"replaced after {STALL_SECONDS} s without progress, {refused} times UNAVAILABLE"
+
+
+async def pause(server: Server, account: Account) -> str:
+    """Stop the server and its engine together, as `docker pause` does, for longer than an engine may do nothing."""
+    restarts = server.series()[RESTARTS]
+    server.suspend()
+    await asyncio.sleep(STALL_SECONDS + 5)
+    server.resume()
+    if not await account.hears_again(RECOVERY_SECONDS):
+        raise UnexpectedError(f"no answer within {RECOVERY_SECONDS:.0f} s")
+    await asyncio.sleep(REPORT_SECONDS)
+    if server.series()[RESTARTS] != restarts:
+        raise UnexpectedError("the engine was replaced")
+    return "answered by the same engine"
 
 
 async def outlives(server: Server, account: Account, harm: Callable[[], None]) -> int:
@@ -187,6 +204,7 @@ FAULTS = (
     Fault("overload", "RESOURCE_EXHAUSTED or a right answer", overload, OVERLOAD),
     Fault("reload of a changed folder", "the new revision answers, no call fails", reload_good),
     Fault("reload of a wrong adapter", "refused by the gate, no call fails", reload_bad),
+    Fault("server and engine paused", "the same engine answers on", pause, OUTAGE | OVERLOAD),
     Fault("kill -9 of the engine", SAME, kill, OUTAGE),
     Fault("the engine hangs", "replaced, then the same answers", hang, OUTAGE),
     Fault("folder damaged, engine killed", "the proven bytes answer again", damage_and_kill, OUTAGE),

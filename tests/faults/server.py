@@ -26,9 +26,10 @@ from service.keys import new_key
 from service.pb.fantail.v1 import admin_service_pb2 as admin
 
 ROOT = Path(__file__).resolve().parents[2]
-STALL_SECONDS = 15
 GRACE_SECONDS = 30
 STOP_SECONDS = 90
+LAST_WORDS = 40
+"""Lines of a server's log that are shown with a test that fails."""
 
 
 @dataclass(slots=True)
@@ -70,6 +71,20 @@ class Server:
         """Send SIGSTOP: the engine lives and does nothing."""
         for process in self.engine_processes():
             process.suspend()
+
+    def suspend(self) -> None:
+        """Send SIGSTOP to all its processes, the server's own first."""
+        for process in self._family():
+            process.suspend()
+
+    def resume(self) -> None:
+        """Send SIGCONT to all of them."""
+        for process in reversed(self._family()):
+            process.resume()
+
+    def _family(self) -> list[psutil.Process]:
+        own = psutil.Process(self.process.pid)
+        return [own, *own.children(recursive=True)]
 
     async def reload(self) -> Sequence[admin.ReloadResult]:
         """Ask the server to serve what its folder holds now."""
@@ -135,7 +150,6 @@ def running_server(**settings: str) -> Iterator[Server]:
             "FANTAIL_ADMIN": "true",
             "FANTAIL_METRICS_ADDRESS": metrics,
             "FANTAIL_KV_GIB": "1",
-            "FANTAIL_STALL_SECONDS": str(STALL_SECONDS),
             "FANTAIL_GRACE_SECONDS": str(GRACE_SECONDS),
         } | settings
         with log.open("wb") as output:
@@ -144,6 +158,10 @@ def running_server(**settings: str) -> Iterator[Server]:
             )
             try:
                 yield Server(process, address, f"http://{metrics}/metrics", key, folder, candidates, log, temporary)
+            except BaseException as error:
+                said = log.read_text(errors="replace").splitlines()
+                error.add_note("\n".join(["The server's last words:", *said[-LAST_WORDS:]]))
+                raise
             finally:
                 _kill_all(process)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from service.engine import supervised
 from service.engine.base import LabelLogprobs, ScoringRequest
 from service.errors import EngineError
-from tests.unit.supervision import Engine, Supervise, Supervision, TurnedLoop, supervising, turned_loop, until
+from tests.unit.supervision import Engine, Supervise, Supervision, TurnedLoop, supervising, tick, turned_loop, until
 
 STALL_S = 30.0
 REQUEST = ScoringRequest((1, 2, 3), (11, 12), None, None)
@@ -19,9 +20,10 @@ REQUEST = ScoringRequest((1, 2, 3), (11, 12), None, None)
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines are asked for their health all the time, and started again at once."""
+    """Engines are asked for their health all the time, and started again at once; a turned clock is no pause."""
     monkeypatch.setattr(supervised, "CHECK_SECONDS", 0.0001)
     monkeypatch.setattr(supervised, "FIRST_DELAY_S", 0.0)
+    monkeypatch.setattr(supervised, "PAUSE_SECONDS", math.inf)
 
 
 @pytest.fixture
@@ -85,6 +87,26 @@ async def test_an_engine_that_has_work_and_does_none_of_it_is_started_again(
         clock.now += silent
         await (then if restarts else stuck).looked_after()
     assert supervision.engine.restarts == restarts
+
+
+async def test_an_engine_is_not_blamed_for_the_time_in_which_its_server_stood_still(
+    supervise: Supervise, clock: TurnedLoop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervised, "PAUSE_SECONDS", 2.0)
+    engine, then = hung_engine(monkeypatch), Engine()
+    supervision = supervise(engine, then)
+    await supervision.serving()
+    with asked(supervision):
+        await until(lambda: engine.asked == 1)
+        for _ in range(3):
+            clock.now += 10 * STALL_S
+            await engine.looked_after()
+        assert supervision.engine.restarts == 0
+        assert "this server stood still for 300 s" in caplog.text
+        while supervision.serves and clock.now < 32 * STALL_S:  # a server that runs notices a hung engine as ever
+            clock.now += 1.0
+            await tick(0.001)
+        await supervision.serving(restarts=1)
 
 
 async def test_an_engine_without_work_does_not_stall(supervise: Supervise, clock: TurnedLoop) -> None:

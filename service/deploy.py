@@ -35,9 +35,6 @@ logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
-NEIGHBOURS = 3
-"""How many serving classifiers a new revision is proven beside, its own predecessor first."""
-
 
 class Deployer:
     """Makes changes one after the other, each to its end: one that its caller gives up goes on."""
@@ -248,12 +245,9 @@ class Deployer:
         """Load its adapter and pass it through the gate, beside some of those that serve. Raises RevisionRefusedError,
         with its adapter and its copy gone again."""
         try:
-            registry = self._catalogue.current
             if (adapter := engine_adapter(found)) is not None:
                 await self._engine.load(adapter)
-            serving = [registry.classifiers[name] for name in registry.serving_names]
-            serving.sort(key=lambda each: each.name != found.name)
-            failures = await self._gate.check([found], beside=serving[:NEIGHBOURS])
+            failures = await self._gate.check([found], beside=self._catalogue.current.neighbours_of(found))
             if failures:
                 raise EngineError("; ".join(f"{name}: {why}" for name, why in failures.items()))
         except FantailError as error:

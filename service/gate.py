@@ -5,19 +5,23 @@ Knows neither vLLM nor files. Each check stands for faults that were seen elsewh
 1. *As PEFT in float32 says*: weights of another classifier or base, a scale or rank exported wrongly, labels
    swapped, an adapter active on the wrong tokens, KV of earlier weights.
 2. *Unlike the base model*, on one probe at least: an adapter that silently does nothing.
-3. *Alone* (on one probe) *as beside others*: adapters that disturb each other, or the base model, in one batch.
+3. *Alone* (on one probe) *as beside others*: adapters that disturb each other, or the base model, in one batch, both
+   on KV that was left and where the conversations themselves are read in that batch.
+
+A classifier without adapter has nothing to be held against; it has to answer at all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from service.asking import scoring_request
 from service.call import Call
-from service.domain import Classifier, Probe
+from service.domain import Classifier, Conversation, Probe, Role, Turn
 from service.engine.base import ScoringEngine, ScoringRequest
 from service.errors import EngineDeadError, EngineError, InvalidRequestError
 from service.prompt.builder import PromptBuilder
@@ -33,6 +37,9 @@ MOST_LOGPROB = 1e-3
 
 IN_BACKGROUND = Call(background=True)
 """A gate gives way to the calls that are served meanwhile."""
+
+GREETING = Probe(Conversation("", (Turn(Role.CUSTOMER, "hi, is anybody there?"),)), ())
+"""What a classifier without adapter is asked."""
 
 DISTURBED = "beside adapters the base model answers otherwise"
 
@@ -52,7 +59,7 @@ class Gate:
     async def check(self, classifiers: Sequence[Classifier], beside: Sequence[Classifier] = ()) -> dict[str, str]:
         """Why a classifier must not be served, for each that must not; raises EngineDeadError.
 
-        A classifier without adapter has no probes: it is withheld only when adapters disturb the base model's answers.
+        A classifier without adapter has no probes: it is withheld when it gives no answer or adapters disturb it.
         `beside`: classifiers that serve already and have passed; that they answer otherwise beside the new ones is held
         against those.
         """
@@ -62,29 +69,37 @@ class Gate:
         alone = {trial: await self._ask(trial) for trial in trials if trial.number == 1}
         bases = await asyncio.gather(*(self._ask(trial, base=True) for trial in trials))
         neighbours = [_Trial(each, each.probes[0]) for each in beside if each.probes]
-        together = await asyncio.gather(
-            *map(self._ask, trials), *(self._ask(trial, base=True) for trial in trials), *map(self._ask, neighbours)
-        )
         silent = {trial.classifier.name for trial in trials}
-        for trial, base, mixed, base_mixed in zip(
-            trials, bases, together[: len(trials)], together[len(trials) : 2 * len(trials)], strict=True
-        ):
-            problem = self._problem(trial, alone.get(trial, mixed), mixed)
-            if isinstance(base, str):
-                problem = problem or base
-            elif self._differ(base, base_mixed):
-                problem = problem or DISTURBED
-                failures |= {each.name: DISTURBED for each in classifiers if each.adapter is None}
-            if problem is not None:
-                failures.setdefault(trial.classifier.name, f"probe {trial.number}: {problem}")
-            if self._differ(mixed, base):
-                silent.discard(trial.classifier.name)
-        for trial, answer in zip(neighbours, together[2 * len(trials) :], strict=True):
-            if (problem := self._problem(trial, answer, answer)) is not None:
-                failures |= {each.name: f"beside it {trial.classifier.name} goes wrong: {problem}" for each in adapted}
+        for salt in ("", secrets.token_hex(8)):  # on the KV that is there, and on none
+            mixed, bases_mixed, beside_mixed = await asyncio.gather(
+                asyncio.gather(*(self._ask(trial, salt=salt) for trial in trials)),
+                asyncio.gather(*(self._ask(trial, base=True, salt=salt) for trial in trials)),
+                asyncio.gather(*(self._ask(trial, salt=salt) for trial in neighbours)),
+            )
+            for trial, base, answer, base_mixed in zip(trials, bases, mixed, bases_mixed, strict=True):
+                problem = self._problem(trial, alone.get(trial, answer), answer)
+                if isinstance(base, str):
+                    problem = problem or base
+                elif self._differ(base, base_mixed):
+                    problem = problem or DISTURBED
+                    failures |= {each.name: DISTURBED for each in classifiers if each.adapter is None}
+                if problem is not None:
+                    failures.setdefault(trial.classifier.name, f"probe {trial.number}: {problem}")
+                if self._differ(answer, base):
+                    silent.discard(trial.classifier.name)
+            for trial, answer in zip(neighbours, beside_mixed, strict=True):
+                if (problem := self._problem(trial, answer, answer)) is not None:
+                    failures |= {
+                        each.name: f"beside it {trial.classifier.name} goes wrong: {problem}" for each in adapted
+                    }
         for name in silent:
             failures.setdefault(name, "on every probe the engine answers as the base model; the adapter does nothing")
-        return failures
+        return await self._speechless([each for each in classifiers if each.adapter is None]) | failures
+
+    async def _speechless(self, bare: Sequence[Classifier]) -> dict[str, str]:
+        """Why each gives no answer, for those that give none."""
+        answers = await asyncio.gather(*(self._ask(_Trial(each, GREETING)) for each in bare))
+        return {each.name: answer for each, answer in zip(bare, answers, strict=True) if isinstance(answer, str)}
 
     def _problem(self, trial: _Trial, alone: Probabilities | str, beside: Probabilities | str) -> str | None:
         """What is wrong with a probe's answers; each answer is probabilities, or why there are none."""
@@ -102,11 +117,12 @@ class Gate:
     def _differ(self, one: Probabilities | str, other: Probabilities | str) -> bool:
         return isinstance(one, str) or isinstance(other, str) or _difference(one, other) > self.tolerance
 
-    async def _ask(self, trial: _Trial, base: bool = False) -> Probabilities | str:
-        """The engine's answer to a probe, or why there is none."""
+    async def _ask(self, trial: _Trial, base: bool = False, salt: str = "") -> Probabilities | str:
+        """The engine's answer to a probe, or why there is none; KV is shared by those of one salt."""
         try:
             request = scoring_request(self.builder.prefix(trial.probe.conversation), trial.classifier, IN_BACKGROUND)
-            scored = await self.engine.score(_without_adapter(request) if base else request)
+            request = replace(_without_adapter(request) if base else request, cache_salt=salt)
+            scored = await self.engine.score(request)
         except EngineDeadError:
             raise
         except (EngineError, InvalidRequestError) as error:

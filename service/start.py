@@ -142,7 +142,7 @@ async def prove(classify: Classify, gate: Gate) -> None:
     registry = catalogue.current.without(await gate.check(catalogue.current.select(())))
     for name, deployment in registry.deployments.items():
         for candidate in deployment.candidates:
-            if failures := await gate.check([candidate]):
+            if failures := await gate.check([candidate], beside=registry.neighbours_of(candidate)):
                 logger.error("%s loses its further revisions: %s", name, failures[name])
                 registry = registry.with_deployment(name, Deployment())
                 break

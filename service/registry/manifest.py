@@ -15,6 +15,10 @@ from service.problems import sentences
 MANIFEST_FILE = "classifier.toml"
 
 LabelName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+LabelText = Annotated[str, StringConstraints(min_length=1)]
+
+MAX_LABELS = 128
+"""Labels of which vLLM tells log probabilities in one answer (its MAX_LOGPROB_TOKEN_IDS)."""
 
 
 class AdapterChoice(enum.StrEnum):
@@ -59,7 +63,7 @@ class Manifest(BaseModel):
     description: Annotated[str, StringConstraints(min_length=1)]
     words: Annotated[str, StringConstraints(min_length=1)]
     adapter: AdapterChoice
-    labels: dict[LabelName, Annotated[str, StringConstraints(min_length=1)]] = Field(min_length=2)
+    labels: dict[LabelName, LabelText] = Field(min_length=2, max_length=MAX_LABELS)
     min_label_mass: float = Field(default=0.5, ge=0.0, le=1.0)
     targets: dict[str, Target] = {}
     priority: Priority = Priority.NORMAL

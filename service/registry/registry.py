@@ -13,6 +13,9 @@ from service.errors import ClassifierWithheldError, UnknownClassifierError, Unkn
 
 Value = TypeVar("Value")
 
+NEIGHBOURS = 3
+"""How many serving classifiers a new revision is proven beside."""
+
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
@@ -106,6 +109,12 @@ class Registry:
         """Names of the classifiers that may be asked."""
         withheld = self.withheld
         return tuple(name for name in self.classifiers if name not in withheld)
+
+    def neighbours_of(self, classifier: Classifier) -> tuple[Classifier, ...]:
+        """Some that answer and have passed their gate, to prove another revision beside: its own name's first."""
+        proven = [self.classifiers[name] for name in self.serving_names if name not in self.failures]
+        others = [each for each in proven if each is not classifier]
+        return tuple(sorted(others, key=lambda each: each.name != classifier.name)[:NEIGHBOURS])
 
     def without(self, failures: Mapping[str, str]) -> Registry:
         """The same registry with exactly these classifiers having failed their gate."""

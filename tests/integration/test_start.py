@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from service import start
-from service.errors import RegistryError
+from service.engine.base import ScoringRequest, engine_adapter
+from service.errors import EngineError, RegistryError
+from service.gate import Gate
 from service.registry.calibration import CALIBRATION_FILE
+from service.registry.loader import RegistryLoader
 from service.settings import Settings
+from tests.deployment import ACTIVATED, TOLERANCE, serving
 from tests.integration.harness import start_fake
 from tests.support import CLASSIFIERS
 
@@ -42,3 +46,25 @@ async def test_a_file_that_is_about_to_be_written_anew_may_be_broken(settings: S
     with pytest.raises(RegistryError, match="topic: calibration"):
         async with start.start_classify(settings):
             pass
+
+
+@pytest.mark.parametrize("disturbs", [False, True], ids=["leaves its neighbours alone", "disturbs a neighbour"])
+async def test_a_further_revision_is_proven_beside_others_again_at_a_restart(
+    tmp_path: Path, loader: RegistryLoader, disturbs: bool
+) -> None:
+    async with serving(tmp_path, loader, "ask", "bill", ACTIVATED) as served:
+        own, further = served.current().revision, await served.load(2)
+        await served.deployer.route(ACTIVATED, [(own, 60), (further, 40)], ())
+        loaded = engine_adapter(served.catalogue.current.revision(ACTIVATED, further))
+        served.engine.requests.clear()
+
+        def fault(request: ScoringRequest) -> Exception | None:
+            """The gate's own probes of another classifier go wrong once the further revision was asked."""
+            met = any(each.adapter == loaded for each in served.engine.requests)
+            is_neighbour = request.adapter is not None and request.adapter.name.startswith("bill@")
+            return EngineError("No.") if disturbs and met and is_neighbour and request.priority >= 10 else None
+
+        served.engine.fault = fault
+        await start.prove(served.classify, Gate(loader.builder, served.engine, TOLERANCE))
+        assert served.catalogue.current.shares(ACTIVATED) == ({own: 100} if disturbs else {own: 60, further: 40})
+        assert served.catalogue.current.serving_names == ("ask", "bill", ACTIVATED)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from service.base_model import BUNDLED, RECORD_FILE, cache_folder, describe_base, prepare_bundled
+from service.base_model import BUNDLED, RECORD_FILE, cache_folder, describe_base, prepare_bundled, resolve_base
 from service.errors import BaseModelError
+from service.files import sha256
 from service.prompt.tokenizer import PromptTokenizer
 
 
@@ -36,6 +40,28 @@ def test_a_configuration_that_cannot_be_read_is_named(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(BaseModelError, match=r"config\.json cannot be read"):
         describe_base(folder)
+
+
+def test_a_fine_tune_of_the_same_shape_is_another_base(folder: Path) -> None:
+    tensors = {"model.norm.weight": np.ones(8, np.float32), "lm_head.weight": np.zeros((2048, 1024), np.float32)}
+    save_file(tensors, folder / "model.safetensors")
+    before = describe_base(folder)
+    assert describe_base(folder) == before
+    for name, tensor in tensors.items():  # as a fine-tune does, which changes all of a tensor, however small it is
+        save_file({**tensors, name: tensor + 1e-3}, folder / "model.safetensors")
+        after = describe_base(folder)
+        assert replace(after, identity=before.identity) == before
+        assert after.identity != before.identity
+
+
+def test_a_copy_of_the_bundled_base_that_was_changed_is_refused(folder: Path) -> None:
+    save_file({"lm_head.weight": np.zeros((4, 4), np.float32)}, folder / "model.safetensors")
+    record = {each.name: sha256(each) for each in folder.iterdir()}
+    (folder / RECORD_FILE).write_text(json.dumps(record))
+    assert resolve_base(str(folder)) == folder
+    save_file({"lm_head.weight": np.ones((4, 4), np.float32)}, folder / "model.safetensors")
+    with pytest.raises(BaseModelError, match=r"model\.safetensors is damaged"):
+        resolve_base(str(folder))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "version https://git-lfs.github.com/spec/v1"])

@@ -151,6 +151,14 @@ async def test_a_calibration_that_went_stale_is_refused(served: Served) -> None:
     await require_refused(served, "calibration.json was fitted for another adapter")
 
 
+async def test_one_without_adapter_that_gives_no_answer_is_refused(served: Served) -> None:
+    change_manifest(served.classifiers / BARE, words="another question?")
+    tail = served.loader.builder.tail("another question?")
+    served.engine.fault = lambda request: EngineError("No.") if request.token_ids[-len(tail) :] == tail else None
+    await require_refused(served, "No.", BARE)
+    await require_answers(served)
+
+
 async def test_all_problems_of_a_folder_are_said(served: Served) -> None:
     change_manifest(served.classifiers / ACTIVATED, labels={"yes": " yes no", "no": " no"})
     write("probes.jsonl", "{\n{")(served.classifiers / ACTIVATED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,16 +123,42 @@ async def test_a_new_one_that_answers_otherwise_beside_a_neighbour_is_withheld(
     assert failures == {NEW: "probe 1: beside other adapters the answer changes by 0.050"}
 
 
-async def test_a_neighbour_is_asked_its_first_probe_once_while_all_others_are_under_way(
+async def test_a_neighbour_is_asked_its_first_probe_while_all_others_are_under_way(
     gate: Gate, engine: ShiftingEngine, make: Make
 ) -> None:
     asked: list[Situation] = []
     engine.shift = lambda situation: float(asked.append(situation) or 0)
     serving = [make(SERVING, "one", "two"), make(ALSO_SERVING, "one", "two")]
     await gate.check([make(NEW, "hi"), make(OTHER_NEW, "hi")], beside=serving)
-    assert [each for each in asked if each.adapter == SERVING] == [Situation(SERVING, 3)]
+    assert [each for each in asked if each.adapter == SERVING] == [Situation(SERVING, 3)] * 2
     prefix = gate.builder.prefix(talk("one")).token_ids
-    assert [each.token_ids for each in engine.requests if asked_as(each) == SERVING] == [prefix + serving[0].tail_ids]
+    assert [each.token_ids for each in engine.requests if asked_as(each) == SERVING] == [
+        prefix + serving[0].tail_ids
+    ] * 2
+
+
+async def test_together_they_are_asked_on_the_kv_that_is_there_and_on_none(
+    gate: Gate, engine: ShiftingEngine, make: Make
+) -> None:
+    new, beside = [make(NEW, "hi"), make(OTHER_NEW, "hi")], [make(SERVING, "hi")]
+    for _ in range(2):
+        assert await gate.check(new, beside) == {}
+    by_salt = Counter(request.cache_salt for request in engine.requests)
+    together = 2 * len(new) + len(beside)
+    assert by_salt.pop("") == 2 * (2 * len(new) + together)
+    assert list(by_salt.values()) == [together] * 2  # another one each time, so that no KV of before is met
+    engine.fault = lambda request: EngineError("Read anew, it is wrong.") if request.cache_salt else None
+    assert await gate.check(new) == dict.fromkeys([NEW, OTHER_NEW], "probe 1: Read anew, it is wrong.")
+
+
+async def test_one_without_adapter_that_gives_no_answer_is_withheld_alone(
+    gate: Gate, engine: ShiftingEngine, make: Make
+) -> None:
+    mute = make("mute", adapted=False)
+    engine.fault = lambda request: (
+        EngineError("Too many labels.") if request.token_ids[-len(mute.tail_ids) :] == mute.tail_ids else None
+    )
+    assert await gate.check([make(NEW, "hi"), mute, make("bare", adapted=False)]) == {"mute": "Too many labels."}
 
 
 async def test_a_neighbour_without_probes_is_not_asked(gate: Gate, engine: ShiftingEngine, make: Make) -> None:

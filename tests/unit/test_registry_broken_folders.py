@@ -113,6 +113,10 @@ MANIFESTS = {
     ),
     "no label": manifest("classifier.toml: labels: Dictionary should have at least 2 items", labels={}),
     "one label": manifest("classifier.toml: labels: Dictionary should have at least 2 items", labels={"yes": " yes"}),
+    "more labels than one answer holds": manifest(
+        "classifier.toml: labels: Dictionary should have at most 128 items",
+        labels={f"l{n}": f" {n}" for n in range(129)},
+    ),
     "bad label name": manifest("classifier.toml: labels.Not Sure", labels={**YES_NO, '"Not Sure"': " maybe"}),
     "label without text": manifest("classifier.toml: labels.maybe: String should have", labels={**YES_NO, "maybe": ""}),
     "duplicate label token": manifest(

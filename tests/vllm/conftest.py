@@ -160,7 +160,7 @@ def faulty(prompting: Prompting, tmp_path_factory: pytest.TempPathFactory) -> Re
     """A shipped classifier as it is, and under its fault's name a copy of it with each planted fault."""
     directory = tmp_path_factory.mktemp("faults") / "classifiers"
     directory.mkdir()
-    plant(ROOT / "classifiers", directory)
+    plant(ROOT / "classifiers", directory, prompting)
     return RegistryLoader(prompting.base, prompting.tokenizer, prompting.builder).load(directory)
 
 

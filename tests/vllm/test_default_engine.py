@@ -160,3 +160,5 @@ async def test_every_planted_fault_is_withheld_and_the_sound_classifier_is_serve
 ) -> None:
     failures = await Gate(prompting.builder, engine, GATE_TOLERANCE["float32"]).check(faulty.select(()))
     assert sorted(failures) == sorted(FAULTS)
+    for name, (_, says) in FAULTS.items():
+        assert says in failures[name], failures

@@ -12,7 +12,7 @@ import pytest
 
 from service.client import FantailClient, RpcError, Turns
 from tests.faults.server import running_server
-from tests.vllm.test_served import TURNS
+from tests.vllm.asking import TURNS, is_said_to_serve
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -25,11 +25,16 @@ async def test_who_comes_too_early_is_told_and_an_engine_ends_with_its_server_an
     with running_server() as server:
         async with server.client() as client:
             async with asyncio.timeout(300):
-                while (reason := await refusal(client)) != "":
+                while True:
+                    said_to_serve = await is_said_to_serve(server.address)
+                    if (reason := await refusal(client)) == "":
+                        break
                     assert reason in (NOBODY, "ERROR_REASON_STARTING")
                     told = reason
+                    assert not said_to_serve
                     await asyncio.sleep(0.1)
             assert told == "ERROR_REASON_STARTING"
+            assert await is_said_to_serve(server.address)
             clock = asyncio.get_running_loop().time
             began = clock()
             await client.fan_out([("customer", f"first, {long[0][1]}"), *long], timeout=60)

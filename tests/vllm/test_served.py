@@ -9,15 +9,13 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc import StatusCode
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from loadtest.growth.revisions import change_slightly
 from service.client import FantailAdminClient, FantailClient, RpcError, Turns
@@ -28,15 +26,27 @@ from service.registry.registry import Registry
 from service.start import Prompting
 from tests.faults.server import GRACE_SECONDS, Server, running_server
 from tests.integration.collecting import Collector, collecting
+from tests.vllm.asking import (
+    TRACE,
+    TURNS,
+    comes_to_be_said_not_to_serve,
+    each_kind_of_call,
+    is_traced,
+    labels_of,
+    long_talk,
+    probe_turns,
+    require_pefts_answer,
+    require_same,
+    what_became_of,
+)
 from tests.vllm.comparing import conversation_of
 from tests.vllm.conftest import ROOT
+from tests.vllm.faults import classifier_in, halve_alpha, vouch
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-TURNS: Turns = [(t["role"], t["text"]) for t in json.loads((ROOT / "examples/conversation.json").read_text())["turns"]]
 AGREES = 'fantail_shadowed_total{classifier="sentiment",outcome="agrees"}'
 STEP_TOKENS = 256
-TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
 @dataclass(frozen=True)
@@ -87,29 +97,23 @@ async def test_the_same_conversation_gets_the_same_answers_from_cache(
     again = await client.fan_out(TURNS, timeout=60)
     assert again.usage.computed_tokens <= sum(len(each.tail_ids) for each in registry.select(()))
     for one, other in zip(first.results, again.results, strict=True):
-        assert one.classification.label == other.classification.label
-        assert one.classification.confidence == pytest.approx(other.classification.confidence, abs=1e-3)
+        require_same(one.classification, other.classification)
 
 
 async def test_what_is_served_is_what_peft_says(client: FantailClient, registry: Registry) -> None:
     for each in registry.select(()):
-        probe, alone = each.probes[0], sum(each.probes[0].probabilities)
-        turns = [(turn.role.value, turn.text) for turn in probe.conversation.turns]
-        results = (await client.fan_out(turns, timeout=60)).results
+        results = (await client.fan_out(probe_turns(each), timeout=60)).results
         (found,) = [result.classification for result in results if result.classifier == each.name]
-        assert [score.label for score in found.scores] == [label.name for label in each.labels]
-        raw = [score.raw_probability for score in found.scores]
-        assert raw == pytest.approx([probability / alone for probability in probe.probabilities], abs=1e-3)
-        assert found.label_mass == pytest.approx(alone, abs=1e-3)
+        require_pefts_answer(found, each)
 
 
 async def test_a_stream_and_a_batch_answer_as_a_fan_out_does(client: FantailClient) -> None:
     talks: list[Turns] = [TURNS, [("customer", "thanks, that was all, bye!")]]
-    wanted = [_labels((await client.fan_out(talk, timeout=60)).results) for talk in talks]
+    wanted = [labels_of((await client.fan_out(talk, timeout=60)).results) for talk in talks]
     batch = await client.classify_batch(talks, timeout=120)
-    assert [_labels(item.fan_out.results) for item in batch.items] == wanted
+    assert [labels_of(item.fan_out.results) for item in batch.items] == wanted
     async with contextlib.aclosing(client.stream_fan_out(TURNS, timeout=60)) as stream:
-        assert _labels([result async for result in stream]) == wanted[0]
+        assert labels_of([result async for result in stream]) == wanted[0]
 
 
 async def test_a_live_conversation_computes_no_turn_twice(client: FantailClient, registry: Registry) -> None:
@@ -138,8 +142,8 @@ async def test_the_engines_own_spans_stand_below_the_callers_trace(served: Serve
     request = pb.FanOutRequest(conversation=pb.Conversation(turns=[pb.Turn(role=pb.ROLE_CUSTOMER, text="traced, hi")]))
     async with grpc.aio.insecure_channel(served.server.address) as channel:
         await ClassificationServiceStub(channel).FanOut(request, metadata=metadata, timeout=60)
-    spans = await asyncio.to_thread(served.collector.wait_for, lambda spans: sum(map(_is_traced, spans)) >= 17 + 3, 60)
-    traced = [span for span in spans if _is_traced(span)]
+    spans = await asyncio.to_thread(served.collector.wait_for, lambda spans: sum(map(is_traced, spans)) >= 17 + 3, 60)
+    traced = [span for span in spans if is_traced(span)]
     (call,) = [span for span in traced if span.name.endswith("/FanOut")]
     engines = [span for span in traced if span.name == "llm_request"]
     assert [span.parent_span_id for span in engines] == [call.span_id] * 16
@@ -148,12 +152,12 @@ async def test_the_engines_own_spans_stand_below_the_callers_trace(served: Serve
 async def test_a_call_that_is_given_up_is_not_computed_to_its_end(served: Served, client: FantailClient) -> None:
     async with asyncio.timeout(180):
         for number in itertools.count():
-            call = asyncio.create_task(client.fan_out(_long(f"given up {number}"), timeout=60))
+            call = asyncio.create_task(client.fan_out(long_talk(f"given up {number}"), timeout=60))
             await served.server.is_busy_with(call)
             if call.cancel():
                 break
     assert await served.server.is_idle(30)
-    again = await client.fan_out(_long(f"given up {number}"), timeout=60)
+    again = await client.fan_out(long_talk(f"given up {number}"), timeout=60)
     assert again.usage.computed_tokens > STEP_TOKENS, "the engine had all but computed it"
 
 
@@ -161,29 +165,42 @@ async def test_a_call_whose_deadline_passes_is_not_computed_to_its_end(served: S
     clock, seconds = asyncio.get_running_loop().time, []
     for number in range(2):
         began = clock()
-        await client.fan_out(_long(f"in time {number}"), timeout=60)
+        await client.fan_out(long_talk(f"in time {number}"), timeout=60)
         seconds.append(clock() - began)
     with pytest.raises(RpcError) as caught:
-        await client.fan_out(_long("too late"), timeout=0.6 * min(seconds))
+        await client.fan_out(long_talk("too late"), timeout=0.6 * min(seconds))
     assert caught.value.code is StatusCode.DEADLINE_EXCEEDED
     assert caught.value.reason != "ERROR_REASON_DEADLINE_TOO_NEAR"
     assert await served.server.is_idle(30)
-    again = await client.fan_out(_long("too late"), timeout=60)
+    again = await client.fan_out(long_talk("too late"), timeout=60)
     assert again.usage.computed_tokens > STEP_TOKENS, "the engine had all but computed it"
 
 
-async def test_a_changed_adapter_takes_over_without_a_restart(
-    served: Served, client: FantailClient, registry: Registry
+async def test_under_load_a_changed_adapter_takes_over_and_every_answer_is_its_revisions_own(
+    served: Served, client: FantailClient, registry: Registry, prompting: Prompting
 ) -> None:
-    before = await client.classify(TURNS, "topic", timeout=60)
-    change_slightly(served.server.folder / "topic")
+    old, folder, answers = registry.get("topic"), served.server.folder / "topic", []
+    halve_alpha(folder, prompting)
+    (folder / "calibration.json").unlink()
+    vouch(folder, prompting, prompting.base)
+    new = classifier_in(folder, prompting)
+    assert max(abs(a - b) for a, b in zip(old.probes[0].probabilities, new.probes[0].probabilities, strict=True)) > 0.02
+
+    async def keep_asking() -> None:
+        while True:
+            answers.append((await client.classify(probe_turns(old), "topic", timeout=60)).classification)
+
+    asking = [asyncio.create_task(keep_asking()) for _ in range(3)]
     (result,) = await served.server.reload()
     assert (result.classifier, result.outcome, list(result.problems)) == ("topic", admin.RELOAD_OUTCOME_LOADED, [])
-    assert result.previous_revision == registry.get("topic").revision
-    answer = await client.classify(TURNS, "topic", timeout=60)
-    assert answer.classification.revision == result.revision
-    for one, other in zip(before.classification.scores, answer.classification.scores, strict=True):
-        assert one.raw_probability == pytest.approx(other.raw_probability, abs=1e-3)
+    assert (result.previous_revision, result.revision) == (old.revision, new.revision)
+    answers.append((await client.classify(probe_turns(old), "topic", timeout=60)).classification)
+    for each in asking:
+        each.cancel()
+    assert not [each for each in await asyncio.gather(*asking, return_exceptions=True) if isinstance(each, Exception)]
+    for each in answers:
+        require_pefts_answer(each, old if each.revision == old.revision else new)
+    assert (answers[0].revision, answers[-1].revision) == (old.revision, new.revision)
 
 
 async def test_a_further_revision_answers_in_the_shadow_then_in_earnest_and_goes(
@@ -202,8 +219,7 @@ async def test_a_further_revision_answers_in_the_shadow_then_in_earnest_and_goes
         await operator.set_traffic("sentiment", {revision: 100, own: 0}, timeout=60)
         after = await client.classify(TURNS, "sentiment", timeout=60)
         assert after.classification.revision == revision
-        for one, other in zip(before.classification.scores, after.classification.scores, strict=True):
-            assert one.raw_probability == pytest.approx(other.raw_probability, abs=1e-3)
+        require_same(before.classification, after.classification)
         listed = {each.revision: each for each in await operator.list_revisions(timeout=60)}
         assert listed[revision].adapter.resident
         assert listed[revision].adapter.slot >= 0
@@ -245,34 +261,32 @@ async def test_a_killed_engine_is_said_to_be_unavailable_and_comes_back_with_the
     served: Served, client: FantailClient
 ) -> None:
     before = await client.classify(TURNS, "sentiment", timeout=60)
-    async with served.server.client() as impatient:
-        under_way = asyncio.create_task(impatient.fan_out(_long("under way"), timeout=60))
-        await served.server.is_busy_with(under_way)
+    served.server.suspend_engine()  # so that all of them are under way when it dies
+    async with served.server.client() as impatient, each_kind_of_call(impatient) as calls:
+        await asyncio.sleep(1.0)
         served.server.kill_engine()
-        for call in (under_way, impatient.classify(TURNS, "sentiment", timeout=2)):
-            with pytest.raises(RpcError) as caught:
-                await call
-            assert (caught.value.code, caught.value.reason) == (StatusCode.UNAVAILABLE, "ERROR_REASON_ENGINE_DEAD")
-    async with grpc.aio.insecure_channel(served.server.address) as channel:
-        states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=10)
-        async for state in states:
-            if state.status == health_pb2.HealthCheckResponse.NOT_SERVING:
-                break
+        became = {method: await what_became_of(call) for method, call in calls.items()}
+        became["Classify"] = await what_became_of(
+            asyncio.create_task(impatient.classify(TURNS, "sentiment", timeout=2))
+        )
+    died = {"UNAVAILABLE ERROR_REASON_ENGINE_DEAD"}
+    assert became == dict.fromkeys([*calls, "Classify"], died) | {"ClassifyBatch": {"UNAVAILABLE"}}
+    await comes_to_be_said_not_to_serve(served.server.address)
     async with asyncio.timeout(300):
         await client.wait_until_serving()
     after = await client.classify(TURNS, "sentiment", timeout=60)
     assert after.classification.revision == before.classification.revision
-    assert after.classification.confidence == pytest.approx(before.classification.confidence, abs=1e-3)
+    require_same(before.classification, after.classification)
 
 
 async def test_a_stopped_server_answers_whom_it_accepted_ends_with_0_and_leaves_no_process_or_socket(
     served: Served, client: FantailClient
 ) -> None:
     engines = served.server.engine_processes()
-    accepted = asyncio.create_task(client.fan_out(_long("at the end"), timeout=60))
+    accepted = asyncio.create_task(client.fan_out(long_talk("at the end"), timeout=60))
     await served.server.is_busy_with(accepted)
     code, seconds = await asyncio.to_thread(served.server.terminate)
-    assert (code, seconds < GRACE_SECONDS, len(_labels((await accepted).results))) == (0, True, 16)
+    assert (code, seconds < GRACE_SECONDS, len(labels_of((await accepted).results))) == (0, True, 16)
     assert [process.wait(30) for process in engines]
     assert not any(each.is_socket() for each in served.server.temporary.rglob("*"))
 
@@ -284,16 +298,3 @@ def test_its_log_is_json_of_us_and_vllm_and_nothing_that_was_said_is_in_it_or_in
     assert {"service", "vllm"} <= {str(each.get("logger", each.get("name"))).split(".")[0] for each in objects}
     assert spans
     assert not [each for each in (b"charged twice", b"hello from Porto", b"where is it?") if each in log + spans]
-
-
-def _long(opening: str) -> Turns:
-    """Several engine steps long, and not in any cache."""
-    return [("customer", f"{opening}: " + "where is it? " * 70)] * 8
-
-
-def _labels(results: Iterable[pb.FanOutResult]) -> dict[str, str]:
-    return {result.classifier: result.classification.label for result in results}
-
-
-def _is_traced(span: Span) -> bool:
-    return span.trace_id.hex() == TRACE

@@ -82,6 +82,13 @@ def register():
 """
 """A plugin that is loaded behind ours: no block's hash says any more whose KV it is."""
 
+STOCK_CPU_LORA = """
+def register():
+    from vllm.platforms.cpu import CpuPlatform
+
+    CpuPlatform.get_punica_wrapper = classmethod(lambda cls: "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU")
+"""
+
 BOTH_TAKEN_BACK = (
     TAKEN_BACK
     + """
@@ -110,7 +117,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return installed
 
 
-# The last three, since this process loads its plugins only once.
+# The last four, since this process loads its plugins only once.
 async def test_with_patches_off_the_gate_withholds_what_the_proof_would_have_refused(
     engine_config: VllmConfig,
     prompting: Prompting,
@@ -137,6 +144,27 @@ async def test_with_patches_off_the_gate_withholds_what_the_proof_would_have_ref
         failures = await gate.check(activated) | await gate.check([plain])
     assert sorted(failures) == sorted(each.name for each in (plain, *activated))
     assert all("from PEFT's" in why for why in failures.values()), failures
+
+
+async def test_with_vllms_own_cpu_lora_the_gate_withholds_what_goes_wrong_beside_others(
+    engine_config: VllmConfig,
+    prompting: Prompting,
+    classifiers: tuple[Classifier, ...],
+    install: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows without an adapter get one's weights in a batch, and so whatever is read there."""
+
+    async def believed(engine: VllmEngine) -> None:
+        pass
+
+    install(STOCK_CPU_LORA)
+    monkeypatch.setattr(VllmEngine, "prove_patches", believed)
+    some = classifiers[:3]
+    adapters = tuple(filter(None, map(engine_adapter, some)))
+    async with start_vllm(replace(engine_config, adapters=adapters)) as engine:
+        failures = await Gate(prompting.builder, engine, GATE_TOLERANCE["float32"]).check(some)
+    assert sorted(failures) == sorted(each.name for each in some), failures
 
 
 async def test_an_engine_process_in_which_something_else_took_one_patch_back_is_refused(

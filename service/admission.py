@@ -1,7 +1,8 @@
 """How much is in flight at most. It bounds and never reorders: what is admitted goes straight to the engine.
 
 Two bounds: calls under way, and tokens that the engine has yet to compute for them. Latency under load is the tokens in
-flight over the engine's rate, so the second one keeps accepted calls fast, however many others are turned away.
+flight over the engine's rate, so the second one keeps accepted calls fast, however many others are turned away. Live
+conversations have two of their own: how many there are, and how much they hold.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from service.deadline import Deadline
@@ -38,6 +39,9 @@ LEAST_MEASURED = 128
 """Computed tokens below which the time they took says more about fixed costs than about the rate."""
 
 LEAST_RETRY_S = 0.05
+MEMORY_RETRY_S = 5.0
+"""How long live conversations may take to end and give back what they hold."""
+
 GUESSED_RATE = 1000.0
 """Tokens per second that delays are reckoned with before anything has been measured."""
 
@@ -54,23 +58,26 @@ class Admission:
     """Counts what is in flight.
 
     `max_calls`: calls under way; `max_tokens`: tokens to compute for them; `max_follows`: live conversations, which
-    cost next to nothing between their turns.
+    cost nothing but memory between their turns; `max_follow_bytes`: that memory, of all of them together.
 
     `batches`: calls under way whose work is done in the background, counted apart. `rate`: tokens per second at the
     engine's best, None before anything has been measured; `stopping`: set by `stop`.
     """
 
-    def __init__(self, max_calls: int, max_tokens: int, max_follows: int = 10_000) -> None:
-        self.max_calls, self.max_tokens, self.max_follows = max_calls, max_tokens, max_follows
+    def __init__(
+        self, max_calls: int, max_tokens: int, max_follows: int = 10_000, max_follow_bytes: int = 256 << 20
+    ) -> None:
+        self.max_calls, self.max_tokens = max_calls, max_tokens
+        self.max_follows, self.max_follow_bytes = max_follows, max_follow_bytes
         self.calls = 0
         self.batches = 0
         self.follows = 0
+        self.follow_bytes = 0
         self.tokens = 0
         self.rate: float | None = None
         self._computed = 0
         self.stopping = asyncio.Event()
         self._released = asyncio.Event()
-        self._left = asyncio.Event()
 
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
@@ -83,7 +90,6 @@ class Admission:
             yield
         finally:
             self.calls -= 1
-            self._left.set()
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:
@@ -99,7 +105,6 @@ class Admission:
             yield
         finally:
             self.batches -= 1
-            self._left.set()
 
     @contextlib.contextmanager
     def follow(self) -> Iterator[None]:
@@ -112,17 +117,34 @@ class Admission:
             yield
         finally:
             self.follows -= 1
-            self._left.set()
+
+    @contextlib.contextmanager
+    def memory(self) -> Iterator[Callable[[int], None]]:
+        """What one live conversation holds: say how many bytes, before they become more and after they became fewer.
+
+        Saying so raises OverloadedError for more than there is room for, which changes nothing.
+        """
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            if size > held and self.follow_bytes + size - held > self.max_follow_bytes:
+                message = (
+                    "The live conversations here hold as much memory as this server allows; end those that are over, "
+                    "and follow this one again after the delay."
+                )
+                raise OverloadedError(message, MEMORY_RETRY_S, {"limit": "follow_bytes"})
+            self.follow_bytes += size - held
+            held = size
+
+        try:
+            yield hold
+        finally:
+            self.follow_bytes -= held
 
     def stop(self) -> None:
         """Take on no more calls; those under way go on."""
         self.stopping.set()
-
-    async def idle(self) -> None:
-        """Return once no call, batch or live conversation is under way."""
-        while self.calls or self.batches or self.follows:
-            self._left.clear()
-            await self._left.wait()
 
     def computed(self, tokens: int) -> None:
         """The engine has computed so many for an answer; the rate is measured by these, not by what was estimated.
@@ -138,14 +160,21 @@ class Admission:
         `shared`: tokens that are computed once for all of them. Raises OverloadedError when there is room for none,
         DeadlineTooNearError when none could be done in time.
         """
+        taken = self._taken(shared, jobs, deadline)
+        with self._in_flight(shared + sum(job.tokens for job in _kept(jobs, taken))):
+            yield taken
+
+    def require_chance(self, priorities: Sequence[Priority], deadline: Deadline) -> None:
+        """Raise what `admit` would for jobs of these priorities however short they were, before anybody reads them."""
+        self._taken(0, [Job(0, priority) for priority in priorities], deadline)
+
+    def _taken(self, shared: int, jobs: Sequence[Job], deadline: Deadline) -> tuple[bool, ...]:
         taken = choose(shared, jobs, self.tokens, self.max_tokens)
         if jobs and not any(taken):
             in_the_way = self.tokens - max(_let_in(job, self.max_tokens) for job in jobs)
             raise self._overloaded("tokens", in_the_way)
-        if jobs:
-            self._require_time(shared + min(job.tokens for job in _kept(jobs, taken)), deadline)
-        with self._in_flight(shared + sum(job.tokens for job in _kept(jobs, taken))):
-            yield taken
+        self._require_time(shared, _kept(jobs, taken), deadline)
+        return taken
 
     @contextlib.asynccontextmanager
     async def admit_in_background(
@@ -153,14 +182,17 @@ class Admission:
     ) -> AsyncIterator[None]:
         """Take on a fan-out that nobody waits for, once there is room for it beside what others need.
 
-        Raises DeadlineExceededError when the deadline comes first.
+        Raises DeadlineExceededError when the deadline comes first, DeadlineTooNearError as soon as it could not be done
+        in time.
         """
         room = self.max_tokens * BACKGROUND_SHARE
         try:
             async with asyncio.timeout(deadline.timeout()):
+                self._require_time(shared, jobs, deadline)
                 while self.tokens > room * (1 - LARGEST):
                     self._released.clear()
                     await self._released.wait()
+                    self._require_time(shared, jobs, deadline)
         except TimeoutError:
             raise DeadlineExceededError(f"There was no room before {deadline.name}.") from None
         with self._in_flight(shared + sum(job.tokens for job in jobs)):
@@ -170,11 +202,14 @@ class Admission:
         if self.stopping.is_set():
             raise StoppingError("The server is stopping; another may answer.")
 
-    def _require_time(self, tokens: int, deadline: Deadline) -> None:
-        needed = (self.tokens + tokens) / (OPTIMISM * self.rate) if self.rate else 0.0
+    def _require_time(self, shared: int, jobs: Sequence[Job], deadline: Deadline) -> None:
+        """Raise DeadlineTooNearError where there is work and not even the shortest job could be done in time."""
+        if not jobs or not self.rate:
+            return
+        needed = (self.tokens + shared + min(job.tokens for job in jobs)) / (OPTIMISM * self.rate)
         if needed > deadline.remaining():
             # A rate that was measured too low must not refuse everything for ever.
-            self.rate = self.rate and self.rate / FADING
+            self.rate /= FADING
             message = f"The work takes longer than until {deadline.name}; allow more time or send less."
             raise DeadlineTooNearError(message, {"needed_ms": str(math.ceil(1000 * needed))})
 

@@ -34,6 +34,7 @@ from service.errors import (
 from service.observer import Observer
 from service.prefix_memory import PrefixMemory
 from service.prompt.builder import Prefix, PromptBuilder
+from service.reading import prefix_of
 from service.registry.registry import Registry
 from service.shadow import Shadows
 from service.stages import Clock
@@ -45,9 +46,6 @@ MAX_CLASSIFIERS = 256
 
 SHOWN_NAME = 24
 """Characters of a name that a refusal repeats: all refusals of a call together have to fit into its metadata."""
-
-LONG_CHARACTERS = 50_000
-"""Text of a conversation from which on tokenising it takes more than some milliseconds."""
 
 ANSWER_SECONDS = 0.02
 """How long before the deadline an answer is sent, so that it arrives in time."""
@@ -130,9 +128,12 @@ class Classify:
         if not call.deadline.remaining():
             raise DeadlineExceededError(f"The work could not begin before {call.deadline.name}.")
         self.observer.asked(conversation, call)
-        prefix = await self.prefix(conversation)
+        await self.engine.check()  # before room is looked for: no engine is another thing than no room
+        if not call.background:
+            asked_now = self._asked(names, conversation)
+            self.admission.require_chance([each.priority for each in asked_now], call.deadline)
+        prefix = await prefix_of(self.builder, conversation)
         clock.prompted()
-        await self.engine.check()  # before room is taken: no engine is another thing than no room
         async with self._turn(prefix, names, conversation, call):
             with self.catalogue.lease() as registry:
                 names = tuple(names) or tuple(registry.classifiers)
@@ -149,18 +150,16 @@ class Classify:
                         async for index, outcome in outcomes:
                             if isinstance(outcome, Classification):
                                 self._remember(prefix, rest[index], call.cache_salt, read)
+                                self._tell(registry, prefix, rest[index], outcome, call)
+                            # Whoever leaves with this result ends everything here.
                             yield Result(index, names[index], outcome, prefix.truncation, clock.stages())
-                            self._tell(registry, prefix, rest[index], outcome, call)
                     self.observer.finished(clock.stages())
 
-    async def prefix(self, conversation: Conversation) -> Prefix:
-        """The prompt's shared part; made in a thread where it takes so long that other calls would wait.
-
-        Raises InvalidRequestError for a conversation that has none.
-        """
-        if sum(len(turn.text) for turn in conversation.turns) < LONG_CHARACTERS:
-            return self.builder.prefix(conversation)
-        return await asyncio.to_thread(self.builder.prefix, conversation)
+    def _asked(self, names: Sequence[str], conversation: Conversation) -> list[Classifier]:
+        """Those that would be asked if it were now."""
+        registry = self.catalogue.current
+        found = (_find(registry, name, conversation) for name in names or registry.classifiers)
+        return [each for each in found if isinstance(each, Classifier)]
 
     @contextlib.asynccontextmanager
     async def _turn(
@@ -168,15 +167,13 @@ class Classify:
     ) -> AsyncIterator[None]:
         """In the background, wait for room and hold it, before any revision is held that a change would wait for.
 
-        Raises DeadlineExceededError when the deadline comes first.
+        Raises DeadlineError when the deadline comes first, or would.
         """
         if not call.background:
             yield
             return
-        registry = self.catalogue.current
-        found = [_find(registry, name, conversation) for name in names or registry.classifiers]
-        asked = [each for each in found if isinstance(each, Classifier)]
-        async with self.admission.admit_in_background(*self._work(prefix, asked, call.cache_salt), call.deadline):
+        work = self._work(prefix, self._asked(names, conversation), call.cache_salt)
+        async with self.admission.admit_in_background(*work, call.deadline):
             yield
 
     @contextlib.contextmanager
@@ -254,14 +251,13 @@ class Classify:
             self.observer.failed(classifier)
             return error
 
-    def _tell(self, registry: Registry, prefix: Prefix, asked: Classifier, outcome: Outcome, call: Call) -> None:
+    def _tell(self, registry: Registry, prefix: Prefix, asked: Classifier, given: Classification, call: Call) -> None:
         """Let those know who watch answers: admission, metrics, and revisions in the shadow."""
-        if isinstance(outcome, Classification):
-            self.admission.computed(outcome.usage.computed)
-            self.observer.answered(asked, outcome)
-            for shadow in registry.shadows(asked.name):
-                if shadow is not asked:
-                    self.shadows.ask(prefix, shadow, outcome, call)
+        self.admission.computed(given.usage.computed)
+        self.observer.answered(asked, given)
+        for shadow in registry.shadows(asked.name):
+            if shadow is not asked:
+                self.shadows.ask(prefix, shadow, given, call)
 
 
 def _find(registry: Registry, name: str, conversation: Conversation) -> Classifier | FantailError:

@@ -56,7 +56,8 @@ async def serve(settings: Settings) -> None:
         extra: list[Observer] = [*([traces] if traces else []), *([TextLog()] if settings.log_texts else [])]
         observer = Observers(metrics, *extra)
         catalogue = Catalogue(loader.load(settings.classifiers, copies))
-        admission = Admission(settings.max_calls, tokens_in_flight(settings, choice), settings.max_follows)
+        most_tokens, follow_bytes = tokens_in_flight(settings, choice), settings.max_follow_mib << 20
+        admission = Admission(settings.max_calls, most_tokens, settings.max_follows, follow_bytes)
         metrics.watch_admission(admission)
 
         async def proven(started: ScoringEngine) -> None:

@@ -148,6 +148,11 @@ class Settings(BaseSettings):
     max_follows: Count = setting(
         10_000, "Live conversations followed at once. Each costs its text's memory between turns."
     )
+    max_follow_mib: Count = setting(
+        256,
+        "Memory of all live conversations together, MiB: what was said in each, and its last message. One that is told "
+        "more than there is room for is ended, to be followed again later. More holds more of them; less bounds it.",
+    )
     longest_seconds: Positive = setting(
         60.0, "After which a call ends that has no deadline or a later one. More lets slow work finish; less frees it."
     )
@@ -158,8 +163,8 @@ class Settings(BaseSettings):
     )
     longest_batch_seconds: Positive = setting(
         3600.0,
-        "After which a batch ends that has no deadline or a later one. It waits for room that other calls leave: more "
-        "lets large ones finish beside these; less frees what forgotten ones hold.",
+        "After which a batch or an operator's call ends that has no deadline or a later one. A batch waits for room "
+        "that other calls leave: more lets large ones finish beside these; less frees what forgotten ones hold.",
     )
     grace_seconds: float = setting(
         30.0, "How long a stopping server finishes accepted calls. Longer loses fewer; shorter restarts sooner.", ge=0

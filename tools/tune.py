@@ -1,6 +1,6 @@
 """What was tried: trains all classifiers under one change after another and measures each on the dev split.
 
-`python tools/tune.py [GROUP|KEY…]` tries all, or some groups or keys, and goes on where it was interrupted. Results
+`python -m tools.tune [GROUP|KEY…]` tries all, or some groups or keys, and goes on where it was interrupted. Results
 gather in `classifiers/tuning.json`, from which the table in `classifiers/TUNING.md` is written. Nothing here replaces a
 shipped adapter. Two of these on different groups, one core and one thread each, do more than one on two cores.
 """
@@ -32,58 +32,12 @@ from service.training.loop import Example, Trainer, TrainingConfig
 from service.training.plain import PlainFan, PlainPrefix
 from service.training.records import Record, read_records
 from service.training.train import Task, load_tasks, progress
+from tools.tuning import PLAIN, VARIANTS, Variant, mean, page, table
 
 HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 REFERENCE = TrainingConfig(learning_rate=1e-3, base_dtype="bfloat16" if HAS_BFLOAT16 else "float32")
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
-QUARTER = "a quarter of the records"
 NEWER = {"everyday", "firstline", "guide", "plainline", "planner", "policydesk", "roleplay", "shoptalk"}
 """Files of records that are left out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One change to the reference.
-
-    `config`: changed fields of the training configuration; `words`: of the manifests, or others by their name in
-    `words_of`; `invocation`, `filler`: another one; `share`: of the training records, the first by id; `plain`: the
-    one classifier to train, as a plain LoRA.
-    """
-
-    group: str
-    name: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    words: str = "manifest"
-    invocation: str | None = None
-    filler: str | None = None
-    share: float = 1.0
-    plain: str | None = None
-
-    @property
-    def key(self) -> str:
-        return f"{self.group}: {self.name}"
-
-
-VARIANTS = (
-    Variant("reference", "seed 7"),
-    Variant("tail", "start token, one word", words="one word"),
-    Variant("tail", "assistant's turn, one word, question mark", words="bare", invocation="<|im_start|>assistant\n"),
-    *(Variant("training records", f"{share:.0%}", share=share) for share in (0.125, 0.25, 0.5)),
-    *(Variant(QUARTER, f"rank {rank}", {"rank": rank, "alpha": 2.0 * rank}, share=0.25) for rank in (1, 16)),
-    *(Variant(QUARTER, f"learning rate {rate:g}", {"learning_rate": rate}, share=0.25) for rate in (5e-4, 2e-3)),
-    Variant(QUARTER, "seed 8", {"seed": 8}, share=0.25),
-    Variant(QUARTER, "MLP only", {"target_modules": MLP}, share=0.25),
-    Variant(QUARTER, "attention only, rank 12", {"target_modules": ATTENTION, "rank": 12, "alpha": 24.0}, share=0.25),
-    Variant(QUARTER, "dropout 0.2", {"dropout": 0.2}, share=0.25),
-    Variant(QUARTER, "filler a full stop", filler=".", share=0.25),
-)
-PLAIN = tuple(
-    Variant("plain LoRA", name, share=0.25, plain=name)
-    for name in ("sentiment", "issue_resolved", "topic", "fraud_attempt", "urgency", "refund_request")
-)
-BESIDE_PLAIN = "training records: 25%"
-"""Key of the variant with the plain ones' records."""
 
 
 @dataclass(slots=True)
@@ -142,6 +96,7 @@ class Tuning:
         right = [float((scores.argmax(-1) == place).float().mean()) for scores, place in answers]
         return {
             "records": len(train),
+            "base_dtype": config.base_dtype,
             "tail_tokens": round(mean([len(tail) for tail in tails]), 1),
             "parameters": sum(each[0].numel() for each in trainer.parameters),
             "dev_loss": round(mean(best), 4),
@@ -201,71 +156,10 @@ def words_of(task: Task, variant: Variant) -> str:
     return {"manifest": words, "one word": words.removesuffix("?"), "bare": bare}[variant.words]
 
 
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The results as Markdown, in the order in which the variants are defined."""
-    lines = [
-        "| what is changed | to | records | tail tokens | parameters | dev loss | dev accuracy | dev macro-F1 |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for variant in VARIANTS:
-        if (found := results.get(variant.key)) is not None:
-            lines.append(
-                f"| {variant.group} | {variant.name} | {found['records']} | {found['tail_tokens']} | "
-                f"{found['parameters'] / 1000:.0f} k | {found['dev_loss']:.3f} | {found['dev_accuracy']:.3f} | "
-                f"{found['dev_macro_f1']:.3f} |"
-            )
-    return "\n".join(lines)
-
-
-def plain_section(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Plain beside activated adapters on the same records, as Markdown; empty where the one or the other is missing."""
-    activated = results.get(BESIDE_PLAIN, {}).get("by_classifier", {})
-    pairs = {v.name: results[v.key]["dev_macro_f1"] for v in PLAIN if v.key in results}
-    rows = [(name, activated[name], plain) for name, plain in pairs.items() if name in activated]
-    if not rows:
-        return ""
-    rows.append(("mean", mean([row[1] for row in rows]), mean([row[2] for row in rows])))
-    lines = [ON_PLAIN, "| classifier | activated | plain | difference |", "|---|---|---|---|"]
-    lines += [f"| {name} | {ours:.3f} | {plain:.3f} | {ours - plain:+.3f} |" for name, ours, plain in rows]
-    return "\n".join(["", *lines, ""])
-
-
 def results_in(path: Path) -> dict[str, Any]:
     """What has been measured so far, by group and name of the variant."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return found
-
-
-INTRODUCTION = """\
-# What was tried
-
-All sixteen classifiers are trained under one change at a time and measured on the dev split (means over the sixteen,
-each adapter at its epoch of least dev loss). The reference: rank {rank} on all linear layers, learning rate
-{learning_rate:g}, {epochs} epochs, dropout {dropout:g}, a tail of start token, word and question mark, a line break as
-filler. Rows under "a quarter of the records" are to be read beside "training records, 25%". Records that were written
-after the table was begun are left out, so that its rows stay comparable. The base was multiplied in what the CPU at
-hand is faster in: bfloat16 for the first six rows, float32 for those on a quarter of the records. Written by
-`python tools/tune.py`.
-
-What it decided: the tail, and a line break as its filler; that more records were written; rank 4 rather than 1 (16
-would be better still but makes 157 MB of adapters); and, since the fourth set, a learning rate of 0.0015, between the
-reference and the 0.002 that is better on a quarter of the records, where there is a fifth of the steps. All linear
-layers stayed: the MLPs alone are worse, and attention alone at rank 12, of 13 % more numbers, is ahead in dev loss and
-not in macro-F1. Another seed moves the mean macro-F1 by 0.005 and the dev loss by less than 0.001.
-"""
-ON_PLAIN = """## Plain beside activated LoRA
-
-The same rank, modules, words, schedule and quarter of the records; macro-F1 on the dev split. A plain LoRA also acts
-while the conversation is read, so each classifier reads every conversation again at every step: an hour for one of
-them on a core of 2.5 GHz, where all sixteen activated ones take some fifteen minutes. Hence some of them, chosen
-beforehand, and a quarter of the records. On 185 dev records a macro-F1 is known to 2 or 3 points (one standard error),
-so these compare the mean, not a single classifier. The base of the activated ones was multiplied in bfloat16, that of
-the plain ones in float32.
-"""
 
 
 def main() -> None:
@@ -286,9 +180,7 @@ def main() -> None:
             found = tuning.measure(variant)
             results = results_in(path) | {variant.key: found}  # another run may have added to it meanwhile
             write_whole(path, json.dumps(results, indent=1) + "\n")
-    facts = {name: getattr(REFERENCE, name) for name in ("rank", "learning_rate", "epochs", "dropout")}
-    text = f"{INTRODUCTION.format(**facts)}\n{table(results)}\n{plain_section(results)}"
-    write_whole(settings.classifiers / "TUNING.md", text)
+    write_whole(settings.classifiers / "TUNING.md", page(results, REFERENCE))
     console.print(table(results))
 
 

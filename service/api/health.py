@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from ipaddress import IPv6Network
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -26,6 +29,9 @@ MAX_NAME = 256
 MAX_WATCHERS = 1000
 """Whoever watches needs no key, so that what all of them hold is bounded: a watcher is kept with its request."""
 
+MAX_WATCHERS_OF_ONE = MAX_WATCHERS // 2
+"""From one address, so that nobody can take all places; many watch from one where a proxy stands between."""
+
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -39,7 +45,7 @@ class States(health_pb2_grpc.HealthServicer):
         self._states: dict[str, Any] = {}
         self._changed = asyncio.Event()
         self._draining = False
-        self._watchers = 0
+        self._watchers: Counter[str] = Counter()
 
     def set(self, name: str, state: Any) -> None:
         """Tell all watchers of a name, unless the server stops."""
@@ -67,9 +73,10 @@ class States(health_pb2_grpc.HealthServicer):
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         if len(request.service) > MAX_NAME:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no service has so long a name")
-        if self._watchers >= MAX_WATCHERS:
+        address = address_of(context.peer())
+        if self._watchers.total() >= MAX_WATCHERS or self._watchers[address] >= MAX_WATCHERS_OF_ONE:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch already; ask by Check")
-        self._watchers += 1
+        self._watchers[address] += 1
         try:
             told = None
             while True:
@@ -82,7 +89,15 @@ class States(health_pb2_grpc.HealthServicer):
                 else:
                     await changed.wait()
         finally:
-            self._watchers -= 1
+            self._watchers[address] -= 1
+            self._watchers += Counter()  # forgets addresses from which nobody watches
+
+
+def address_of(peer: str) -> str:
+    """Where a peer of gRPC's naming is, without its port; of IPv6 the network, as whoever has one has all of it."""
+    kind, _, place = unquote(peer).partition(":")
+    host = place.rpartition(":")[0].strip("[]").partition("%")[0]
+    return str(IPv6Network((host, 64), strict=False)) if kind == "ipv6" else host
 
 
 class Health:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -11,13 +12,15 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from service.admission import BACKGROUND_SHARE, Admission
 from service.api.admin import AdminServicer
-from service.api.health import Health
+from service.api.health import MAX_WATCHERS, Health
 from service.api.interceptors.admission import AdmissionInterceptor
 from service.api.interceptors.auth import AuthInterceptor
 from service.api.interceptors.deadline import DeadlineInterceptor
 from service.api.interceptors.decode import DecodeInterceptor
 from service.api.interceptors.errors import ErrorInterceptor
+from service.api.interceptors.message import MessageInterceptor
 from service.api.interceptors.metrics import MetricsInterceptor
 from service.api.interceptors.tracing import TracingInterceptor
 from service.api.servicer import ClassificationServicer, Limits
@@ -41,6 +44,18 @@ HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 TELLING_SECONDS = 1.0
 """How long a stopping server refuses calls before it sends its callers, held to it by their connections, elsewhere."""
+
+LEAVING_SECONDS = 1.0
+"""How long a stopping server that has answered what it accepted leaves everything else open."""
+
+CLOSING_SECONDS = 0.1
+"""The least of that, also after the grace: within it gRPC has closed the port, at which it must not be disturbed."""
+
+SPARE_CALLS = 1000
+"""Beside those that may be accepted: what is about to be refused, and those of health, reflection and the operator."""
+
+MOST_CALLS = (1 << 31) - 1
+"""Up to which gRPC can count."""
 
 KEEPALIVE = (
     # A caller whose connection was dropped on the way is found out, and what he held is free again.
@@ -87,14 +102,16 @@ async def listen(
     cannot be bound.
     """
     admission = classify.admission
+    accepting = AdmissionInterceptor(admission)
     server = grpc.aio.server(
         interceptors=[
             MetricsInterceptor(metrics),
             ErrorInterceptor(),
             AuthInterceptor(listening.keys),
+            MessageInterceptor(),
             DeadlineInterceptor(listening.longest_seconds, listening.longest_batch_seconds),
             TracingInterceptor(tracing),
-            AdmissionInterceptor(admission),
+            accepting,
             DecodeInterceptor(),
         ],
         options=[
@@ -102,6 +119,8 @@ async def listen(
             ("grpc.so_reuseport", 0),
             *KEEPALIVE,
         ],
+        # No bound of streams per connection: a proxy may be one for everybody, and clients wait there and hear nothing.
+        maximum_concurrent_rpcs=most_open(admission),
     )
     services = [SERVICE]
     classification_service_pb2_grpc.add_ClassificationServiceServicer_to_server(
@@ -124,12 +143,37 @@ async def listen(
         following.cancel()
         admission.stop()
         health.drain()
-        clock = asyncio.get_running_loop().time
-        ends = clock() + listening.grace_seconds
+        await finish(server, accepting, listening.grace_seconds)
+
+
+async def finish(server: grpc.aio.Server, accepting: AdmissionInterceptor, grace_seconds: float) -> None:
+    """Stop: what was accepted is waited for within the grace; whatever else is open ends shortly after it."""
+    clock = asyncio.get_running_loop().time
+    ends = clock() + grace_seconds
+
+    async def accepted_ended(by: float) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(min(ends, clock() + TELLING_SECONDS)):
-                await admission.idle()  # who calls meanwhile is told that another may answer
-        await server.stop(max(0.0, ends - clock()))  # tells every connection to go elsewhere, and finishes its calls
+            async with asyncio.timeout_at(by):
+                await accepting.idle()
+
+    await accepted_ended(min(ends, clock() + TELLING_SECONDS))  # who calls meanwhile is told that another may answer
+    # Tells every connection to go elsewhere, and would wait for all that is open. It is given up before another `stop`
+    # ends that: of two that wait, gRPC (1.85) lets the later one end the calls of a server that the other has freed.
+    telling = asyncio.create_task(server.stop(math.inf))
+    await accepted_ended(ends)
+    await asyncio.wait({telling}, timeout=max(CLOSING_SECONDS, min(LEAVING_SECONDS, ends - clock())))
+    telling.cancel()
+    await asyncio.wait({telling})
+    await server.stop(0)
+
+
+def most_open(admission: Admission) -> int:
+    """How many calls may be open at once, heard of by anybody or not; gRPC itself refuses more.
+
+    All that can be accepted or watch health at once are fewer, so that who is turned away is told by us, with a delay.
+    """
+    accepted = admission.max_calls + math.ceil(BACKGROUND_SHARE * admission.max_calls) + admission.max_follows
+    return min(accepted + MAX_WATCHERS + SPARE_CALLS, MOST_CALLS)
 
 
 def bind(server: grpc.aio.Server, listening: Listening) -> int:

@@ -45,6 +45,7 @@ from service.errors import (
 from service.follow import LiveConversation
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceServicer
+from service.reading import is_long
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class ClassificationServicer(ClassificationServiceServicer):
     def __init__(self, classify: Classify, limits: Limits) -> None:
         self._classify = classify
         self._limits = limits
+        self._reading = asyncio.Lock()
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
         missing = [] if request.classifier else [ClassifierNameMissingError(NAME_IT, "classifier")]
@@ -133,14 +135,17 @@ class ClassificationServicer(ClassificationServiceServicer):
     async def Follow(
         self, requests: AsyncIterator[pb.FollowRequest], context: Context
     ) -> AsyncIterator[pb.FollowResponse]:
-        live = LiveConversation(self._classify)
         message = 0
-        async for request in until(self._classify.admission.stopping, requests):
-            message += 1
-            call = self._call_of(request)
-            outcome = await self._followed(live, request, call)
-            if outcome is not None:
-                yield follow_response_to_proto(message, len(live.turns), outcome, call.request_id)
+        with self._classify.admission.memory() as hold:
+            live = LiveConversation(self._classify, hold)
+            async for request in until(self._classify.admission.stopping, requests):
+                message += 1
+                live.received(request.ByteSize())
+                call = self._call_of(request)
+                outcome = await self._followed(live, request, call)
+                del request  # or it would be in memory until the next one comes
+                if outcome is not None:
+                    yield follow_response_to_proto(message, len(live.turns), outcome, call.request_id)
         if self._classify.admission.stopping.is_set():
             raise StoppingError("The server is stopping; another may go on with the conversation.")
 
@@ -199,14 +204,16 @@ class ClassificationServicer(ClassificationServiceServicer):
     async def _followed(
         self, live: LiveConversation, request: pb.FollowRequest, call: Call
     ) -> Answers | FantailError | None:
-        """Take over a message and answer it; None when it wants no answer."""
+        """Take over a message and answer it; None when it wants no answer.
+
+        Raises OverloadedError, which ends the call, when there is no memory for it: nothing of it is taken over.
+        """
         try:
             new = await self._new_turns(live, request)
         except InvalidRequestError as error:
             call.toll(1)  # reading it was work; and over the rate the call ends, as any other status takes turns over
             return error
-        names = request.classifiers.names if request.HasField("classifiers") else None
-        live.take_over(request.conversation_id, new, names)
+        live.take_over(request.conversation_id, new, selected(request))
         return await self._outcome("Follow", self._answers_of(live, call), call) if live.wants_answers(new) else None
 
     async def _answers_of(self, live: LiveConversation, call: Call) -> Answers:
@@ -218,8 +225,12 @@ class ClassificationServicer(ClassificationServiceServicer):
         """The turns of a message that can be taken over. Raises InvalidRequestError for one that can not."""
         raise_all(self._message_problems(live, request))
         new = turns_from_proto(request.turns)
+        live.require_memory(request.conversation_id, new, selected(request))
         try:
-            await live.require_room(new)
+            # Their turns are kept even where they cannot be answered, so they are read also under load: the long ones
+            # one after the other, which leaves the threads to calls.
+            async with self._reading if is_long(new) else contextlib.nullcontext():
+                await live.require_room(new)
         except InvalidRequestError as error:
             move(error, "conversation.", "")
             raise
@@ -252,6 +263,11 @@ class ClassificationServicer(ClassificationServiceServicer):
         return [*problems, *timeout_problems(request), *names]
 
 
+def selected(request: pb.FollowRequest) -> Sequence[str] | None:
+    """The classifiers to ask from now on; None: as before."""
+    return request.classifiers.names if request.HasField("classifiers") else None
+
+
 def move(error: InvalidRequestError, old: str, new: str) -> None:
     """Let a refusal name fields of a request that has them under `new` instead of `old`."""
     for each in (error, *error.others):
@@ -265,9 +281,9 @@ async def until(stopping: asyncio.Event, requests: AsyncIterator[Any]) -> AsyncI
     try:
         while True:
             await asyncio.wait({stop, following}, return_when=asyncio.FIRST_COMPLETED)
-            if not following.done() or (request := following.result()) is None:
+            if not following.done() or following.result() is None:
                 return
-            yield request
+            yield following.result()
             following = asyncio.ensure_future(anext(requests, None))
     finally:
         # A caller that goes away ends this while a request is awaited, and nobody else hears how that ends.

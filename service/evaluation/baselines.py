@@ -18,6 +18,8 @@ from service.domain import Conversation, Role
 from service.errors import ConfigurationError
 from service.evaluation.predictions import Predictions, of_probabilities
 from service.prompt.builder import PromptBuilder
+from service.prompt.format import PromptFormat, TurnStarts
+from service.prompt.tokenizer import PromptTokenizer
 from service.registry.registry import Registry
 from service.scoring.calibration import calibrate, fit
 from service.training.records import Record
@@ -55,16 +57,35 @@ def text_baselines(
     return {name: _predict_all(make(), records, asked, labels) for name, make in makers.items() if name in wanted}
 
 
-def zero_shot(classify: Classify, builder: PromptBuilder) -> Classify:
-    """The same engine and classifiers without their adapters, asked in plain words."""
+def zero_shot(
+    classify: Classify,
+    tokenizer: PromptTokenizer,
+    prompt_format: PromptFormat,
+    context_tokens: int,
+    answers: Mapping[str, Mapping[str, str]],
+) -> Classify:
+    """The same engine and classifiers without their adapters, asked as an instructed model is asked in its own chat.
+
+    The user's turn holds the whole conversation and the question; the assistant's is begun, so that what comes next is
+    a label's own text. `answers`: that text by classifier and label, as manifests have it.
+    """
+    starts = prompt_format.turn_start
+    chat = {
+        "preamble": f"{prompt_format.preamble}{starts.customer}Read this conversation.\n\n",
+        "turn_start": TurnStarts(customer="Customer:\n", agent="Agent:\n", system="System:\n"),
+        "turn_end": "\n",
+    }
+    begun = tokenizer.encode_control(prompt_format.turn_end + starts.agent) + tokenizer.encode_text("Answer:")
     asked = {}
-    for name, classifier in classify.catalogue.current.classifiers.items():
-        choices = ", ".join(label.name for label in classifier.labels)
-        words = f"Question: {classifier.description} Answer with one of: {choices}. Answer:"
-        asked[name] = replace(
-            classifier, adapter=None, tail_ids=builder.tail(words), calibration=None, probes=(), min_label_mass=0.0
-        )
-    return replace(classify, catalogue=Catalogue(Registry(MappingProxyType(asked))))
+    for name, texts in answers.items():
+        classifier = classify.catalogue.current.get(name)
+        choices = ", ".join(text.strip() for text in texts.values())
+        question = tokenizer.encode_text(f"Question: {classifier.description} Answer with one of: {choices}.")
+        bare = replace(classifier, adapter=None, calibration=None, probes=(), min_label_mass=0.0)
+        asked[name] = replace(bare, tail_ids=question + begun)
+    room = context_tokens - max((len(each.tail_ids) for each in asked.values()), default=0)
+    builder = PromptBuilder(tokenizer, prompt_format.model_copy(update=chat), room)
+    return replace(classify, builder=builder, catalogue=Catalogue(Registry(MappingProxyType(asked))))
 
 
 def learn(features: Features, records: Sequence[Record], labels: Mapping[str, Sequence[str]]) -> dict[str, Answers]:
@@ -98,13 +119,13 @@ def _predict_all(
         if first_asked < len(places):
             answered = of_probabilities(labels[name], [every[i] for i in places], name, answers(rows[places]))
             known, wanted = np.split(np.arange(len(places)), [first_asked])
-            found[name] = _calibrated(answered.at(wanted), answered.at(known))
+            found[name] = calibrated(answered.at(wanted), answered.at(known))
     return found
 
 
-def _calibrated(asked: Predictions, known: Predictions) -> Predictions:
+def calibrated(asked: Predictions, known: Predictions | None) -> Predictions:
     """`asked` with probabilities as a fit on `known` makes them; as they are where nothing is known."""
-    if not known.ids:
+    if known is None or not known.ids:
         return asked
     scale, bias = fit(known.raw, known.gold)
     return replace(asked, probabilities=np.asarray([calibrate(row, scale, bias) for row in asked.raw.tolist()]))

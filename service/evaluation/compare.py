@@ -54,6 +54,10 @@ def _compare_one(name: str, old: Predictions, new: Predictions) -> Comparison:
     if not np.array_equal(old.gold, new.gold[places]):
         raise ConfigurationError(f"{name}: the records were labelled differently when the two were evaluated")
     new = new.at(places)
+    if edited := [old.ids[i] for i in range(len(places)) if old.texts[i] != new.texts[i]]:
+        raise ConfigurationError(
+            f"{name}: the texts of {len(edited)} records were changed between the two, {edited[0]!r} for one"
+        )
     was, now = old.right & ~old.abstained, new.right & ~new.abstained
     differs = (old.chosen != new.chosen) | (old.abstained != new.abstained)
     mended, broken, changed = (

@@ -20,7 +20,7 @@ def learnable(
     """The given records and those of the shipped files, the first of each id, without those that are asked.
 
     Of a shipped file only the labels of classifiers in `folders` that were trained on it, or of which nobody knows on
-    what. Raises ConfigurationError when nothing is left to train on.
+    what.
     """
     known = {folder.name: learnt_from(folder) for folder in folders}
     records = list(given)
@@ -31,6 +31,10 @@ def learnable(
     unasked = {record.conversation.id: record for record in reversed(records)}
     for record in asked:
         unasked.pop(record.conversation.id, None)
-    if not any(record.split == "train" and record.labels for record in unasked.values()):
-        raise ConfigurationError("no record of the train split is left, so no baseline can learn")
     return list(reversed(unasked.values()))
+
+
+def require_train(learnt: Sequence[Record]) -> None:
+    """Raise ConfigurationError when there is nothing to train on."""
+    if not any(record.split == "train" and record.labels for record in learnt):
+        raise ConfigurationError("no record of the train split is left, so no baseline can learn")

@@ -15,6 +15,9 @@ BINS = 10
 
 RESAMPLES = 1000
 
+Z = 1.959964
+"""Of the normal distribution, for intervals of 95 %."""
+
 Weights = NDArray[np.float64]
 """How often each record counts [rows, records]: once in the records as they are; as drawn in each resample of them."""
 
@@ -157,6 +160,15 @@ def reliability(probabilities: NDArray[np.float64], gold: NDArray[np.int64], bin
         for b in range(bins)
         if (place == b).any()
     ]
+
+
+def wilson(hits: int, of: int) -> tuple[float, float]:
+    """Interval of 95 % of a share, by Wilson's score (1927), which stays within 0 and 1; NaN of nothing."""
+    if not of:
+        return math.nan, math.nan
+    middle = (hits + Z**2 / 2) / (of + Z**2)
+    half = Z * math.sqrt(hits * (of - hits) / of + Z**2 / 4) / (of + Z**2)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def confusion(predictions: Predictions) -> NDArray[np.int64]:

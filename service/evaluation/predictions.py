@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.classify import Classify
-from service.domain import Classification, Classifier
+from service.domain import Classification, Classifier, Conversation
 from service.errors import ConfigurationError, FantailError, InvalidRequestError
 from service.files import write_whole
 from service.training.records import Record
@@ -26,13 +27,14 @@ AT_ONCE = 8
 class Predictions:
     """One classifier's answers to the records that carry its label.
 
-    `labels` [k]; `ids`, `sources`, `gold` (index into labels), `mass`, `abstained` [n]; `raw` and `probabilities`
-    (before and after calibration) [n, k]. `revision`: of what answered.
+    `labels` [k]; `ids`, `texts` (digests, as of `text_digest`), `sources`, `gold` (index into labels), `mass`,
+    `abstained` [n]; `raw` and `probabilities` (before and after calibration) [n, k]. `revision`: of what answered.
     """
 
     labels: tuple[str, ...]
     revision: str
     ids: tuple[str, ...]
+    texts: tuple[str, ...]
     sources: tuple[str, ...]
     gold: NDArray[np.int64]
     raw: NDArray[np.float64]
@@ -61,6 +63,7 @@ class Predictions:
             self.labels,
             self.revision,
             tuple(self.ids[i] for i in places),
+            tuple(self.texts[i] for i in places),
             tuple(self.sources[i] for i in places),
             self.gold[places],
             self.raw[places],
@@ -74,6 +77,7 @@ class Predictions:
             "labels": list(self.labels),
             "revision": self.revision,
             "ids": list(self.ids),
+            "texts": list(self.texts),
             "sources": list(self.sources),
             "gold": self.gold.tolist(),
             "raw": self.raw.round(6).tolist(),
@@ -89,6 +93,7 @@ class Predictions:
             tuple(value["labels"]),
             value["revision"],
             tuple(value["ids"]),
+            tuple(value.get("texts", ())),
             tuple(value["sources"]),
             np.asarray(value["gold"], dtype=np.int64),
             np.asarray(value["raw"], dtype=np.float64).reshape(shape),
@@ -96,6 +101,12 @@ class Predictions:
             np.asarray(value["mass"], dtype=np.float64),
             np.asarray(value["abstained"], dtype=np.bool_),
         )
+
+
+def text_digest(conversation: Conversation) -> str:
+    """First 16 hex digits of sha256 over the role and text of every turn, whatever the id."""
+    turns = [[turn.role.value, turn.text] for turn in conversation.turns]
+    return hashlib.sha256(json.dumps(turns).encode()).hexdigest()[:16]
 
 
 def of_probabilities(
@@ -106,6 +117,7 @@ def of_probabilities(
         tuple(labels),
         "",
         tuple(record.conversation.id for record in records),
+        tuple(text_digest(record.conversation) for record in records),
         tuple(record.source for record in records),
         np.asarray([list(labels).index(record.labels[name]) for record in records], dtype=np.int64),
         probabilities,
@@ -161,6 +173,7 @@ def _collect(classifier: Classifier, rows: Sequence[tuple[Record, Classification
         labels,
         classifier.revision,
         tuple(record.conversation.id for record, _ in rows),
+        tuple(text_digest(record.conversation) for record, _ in rows),
         tuple(record.source for record, _ in rows),
         np.asarray([labels.index(record.labels[classifier.name]) for record, _ in rows], dtype=np.int64),
         np.asarray([answer.raw_probabilities for _, answer in rows], dtype=np.float64),
@@ -187,12 +200,15 @@ def write_predictions(path: Path, systems: Systems, facts: Mapping[str, Any]) ->
 
 
 def read_predictions(path: Path) -> Systems:
-    """What `write_predictions` wrote. Raises ConfigurationError when it is something else."""
+    """What `write_predictions` wrote. Raises ConfigurationError when it is something else, or an older version did."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        return {
+        systems = {
             system: {name: Predictions.from_json(each) for name, each in found.items()}
             for system, found in value["systems"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"{path} holds no predictions as `fantail evaluate` writes them") from error
+    if any(len(each.texts) != len(each.ids) for found in systems.values() for each in found.values()):
+        raise ConfigurationError(f"{path} is an older one that does not tell which texts were answered; evaluate again")
+    return systems

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from service.domain import Conversation, Role
 from service.evaluation.measures import Measures, confusion, macro_f1s, measure, reliability
 from service.evaluation.predictions import Predictions, Systems
+from service.evaluation.targets import ActedOn
 from service.training.records import Record
 
 OURS = "fantail"
@@ -38,7 +39,8 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class ClassifierReport:
-    """`by_system`: measures on all records, ours first; `by_slice`: ours on parts of them."""
+    """`by_system`: measures on all records, ours first; `by_slice`: ours on parts of them; `acted_on`: our answers with
+    labels that have a target."""
 
     name: str
     labels: tuple[str, ...]
@@ -47,10 +49,13 @@ class ClassifierReport:
     by_slice: Mapping[str, Measures]
     predictions: Predictions
     mistakes: Sequence[Mistake]
+    acted_on: Sequence[ActedOn] = ()
 
 
-def classifier_reports(systems: Systems, records: Mapping[str, Record]) -> list[ClassifierReport]:
-    """One report for each classifier that answered; `records` by id."""
+def classifier_reports(
+    systems: Systems, records: Mapping[str, Record], acted_on: Mapping[str, Sequence[ActedOn]] | None = None
+) -> list[ClassifierReport]:
+    """One report for each classifier that answered; `records` by id, `acted_on` by classifier."""
     reports = []
     for name, ours in systems[OURS].items():
         others = {OURS: ours} | {system: found[name] for system, found in systems.items() if name in found}
@@ -67,6 +72,7 @@ def classifier_reports(systems: Systems, records: Mapping[str, Record]) -> list[
                 },
                 ours,
                 worst(ours, records),
+                (acted_on or {}).get(name, ()),
             )
         )
     return reports
@@ -122,6 +128,7 @@ def summary(reports: Sequence[ClassifierReport]) -> dict[str, Any]:
             "by_system": {system: _plain(asdict(m)) for system, m in report.by_system.items()},
             "by_slice": {part: _plain(asdict(m)) for part, m in report.by_slice.items()},
             "confusion": confusion(report.predictions).tolist(),
+            "acted_on": [_plain(asdict(each)) for each in report.acted_on],
         }
         for report in reports
     }
@@ -131,7 +138,8 @@ def summary(reports: Sequence[ClassifierReport]) -> dict[str, Any]:
 def source_means(systems: Systems) -> dict[str, dict[str, Any]]:
     """By source: records and, by system, mean accuracy and macro-F1 over the classifiers that it has labels of.
 
-    `records`: labels, of all classifiers together. A classifier with one label only in a source has no macro-F1 there.
+    `records`: labels, of all classifiers together. A classifier with one label only in a source has no macro-F1 there;
+    `classifiers` and `labels` count those that have one, and their labels.
     """
     found: dict[str, dict[str, Any]] = {}
     for source in sorted({each for ours in systems[OURS].values() for each in ours.sources}):
@@ -140,18 +148,20 @@ def source_means(systems: Systems) -> dict[str, dict[str, Any]]:
             for system, by_name in systems.items()
         }
         found[source] = {"records": sum(len(part.ids) for part in parts[OURS])} | {
-            system: _plain(
-                {
-                    "classifiers": len(those),
-                    "accuracy": _mean([float(part.right.mean()) for part in those]),
-                    "macro_f1": _mean(
-                        [float(macro_f1s(part.gold, part.chosen, len(part.labels))[0]) for part in those]
-                    ),
-                }
-            )
-            for system, those in parts.items()
+            system: _plain(_of_parts(those)) for system, those in parts.items()
         }
     return found
+
+
+def _of_parts(parts: Sequence[Predictions]) -> dict[str, Any]:
+    macro_f1 = [float(macro_f1s(part.gold, part.chosen, len(part.labels))[0]) for part in parts]
+    labels = [len(part.ids) for part, f1 in zip(parts, macro_f1, strict=True) if not math.isnan(f1)]
+    return {
+        "classifiers": len(labels),
+        "labels": sum(labels),
+        "accuracy": _mean([float(part.right.mean()) for part in parts]),
+        "macro_f1": _mean(macro_f1),
+    }
 
 
 def _of_source(predictions: Predictions, source: str) -> Predictions:

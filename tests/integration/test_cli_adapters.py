@@ -41,7 +41,9 @@ def predictions(right: list[bool]) -> Predictions:
     rows = np.asarray([[0.9, 0.1] if each else [0.2, 0.8] for each in right])
     records = tuple(f"r-{number}" for number in range(len(right)))
     none = np.zeros(len(right), dtype=np.int64)
-    return Predictions(("yes", "no"), "", records, records, none, rows, rows, np.ones(len(right)), none.astype(bool))
+    return Predictions(
+        ("yes", "no"), "", records, records, records, none, rows, rows, np.ones(len(right)), none.astype(bool)
+    )
 
 
 def written(path: Path, right: list[bool]) -> Path:

@@ -141,6 +141,6 @@ async def test_no_more_than_so_many_watch(followed: tuple[Health, HealthStub], m
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     first.cancel()
     async with asyncio.timeout(DEADLINE_S):
-        while followed[0].servicer._watchers > 1:  # noqa: ASYNC110
+        while followed[0].servicer._watchers.total() > 1:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert await stub.Watch(HealthCheckRequest(), timeout=DEADLINE_S).read() is not grpc.aio.EOF

@@ -14,7 +14,7 @@ from service.admission import Admission, Job
 from service.classify import Classify
 from service.client import FantailClient, RpcError
 from service.deadline import Deadline
-from service.domain import Calibration, Priority
+from service.domain import Calibration, Classification, Priority
 from service.errors import EngineError
 from service.metrics import serve_metrics
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
@@ -33,7 +33,7 @@ from tests.integration.harness import (
     fan_out_request,
 )
 from tests.integration.scraping import OPEN_METRICS, TEXT, Scrape, TellingMetrics, scrape
-from tests.support import classify_with
+from tests.support import classify_with, talk
 
 SPOKEN = "my card is 4929-1111-2222-3333"
 NEW = "f" * 16
@@ -173,6 +173,18 @@ async def test_answers_not_ready_at_the_deadline_are_counted_as_late(
             await client.fan_out(HELLO, timeout=DEADLINE_S)
     assert failure.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert look().by("classifier", "fantail_late_total") == dict.fromkeys(NAMES, 1)
+
+
+async def test_an_answer_is_counted_though_its_caller_leaves_with_it(
+    classify: Classify, admission: Admission, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    monkeypatch.setattr(admission, "computed", computed.append)
+    async with contextlib.aclosing(classify.stream(talk("hi"), [PLAIN])) as results:
+        result = await anext(results)
+    assert isinstance(result.outcome, Classification)
+    assert look().sum("fantail_answers_total") == 1
+    assert computed == [result.outcome.usage.computed]
 
 
 OUTCOMES = {"agrees": (lambda request: 0, None), "differs": (lambda request: 1, None), "no answer": (None, "fails")}

@@ -91,6 +91,15 @@ async def test_the_admin_service_is_there_only_where_it_is_switched_on(
 
 
 @pytest.mark.usefixtures("signals")
+async def test_live_conversations_hold_as_much_as_the_settings_say(settings: Settings) -> None:
+    async with serving(settings, max_follow_mib=1) as client:
+        with pytest.raises(RpcError) as refused:
+            async with client.follow(timeout=DEADLINE_S) as live:
+                await live.tell([("customer", "a" * (1 << 20))])
+    assert refused.value.metadata == {"limit": "follow_bytes"}
+
+
+@pytest.mark.usefixtures("signals")
 @pytest.mark.parametrize("watched", [False, True])
 async def test_a_changed_folder_is_served_without_asking_only_where_it_is_watched(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, watched: bool

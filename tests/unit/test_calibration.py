@@ -238,7 +238,7 @@ def predictions(raw: Probabilities, gold: Gold) -> Predictions:
     size = len(gold)
     names = tuple(f"label{index}" for index in range(raw.shape[1]))
     ids, sources = tuple(map(str, range(size))), ("",) * size
-    return Predictions(names, "", ids, sources, gold, raw, raw, np.ones(size), np.zeros(size, dtype=np.bool_))
+    return Predictions(names, "", ids, ids, sources, gold, raw, raw, np.ones(size), np.zeros(size, dtype=np.bool_))
 
 
 SURE = predictions(*drawn(9, 400, 2, sharpness=3.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import weakref
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,27 @@ async def test_an_error_of_the_requests_is_the_readers() -> None:
     requests.failing.set()
     with pytest.raises(ValueError):  # noqa: PT011
         await read_all(requests, asyncio.Event())
+
+
+class Large:
+    """Stands for a request that takes much memory."""
+
+
+async def test_a_request_that_has_been_read_is_not_kept_until_the_next_one() -> None:
+    never = asyncio.Event()
+
+    async def two() -> AsyncIterator[Large]:
+        yield Large()
+        await never.wait()
+        yield Large()
+
+    reading = until(asyncio.Event(), two())
+    read = weakref.ref(await anext(reading))
+    following = asyncio.create_task(anext(reading))
+    await asyncio.sleep(0)
+    assert read() is None
+    following.cancel()
+    await asyncio.wait({following}, timeout=WAIT_S)
 
 
 async def test_a_change_that_is_refused_after_its_caller_left_is_no_complaint(

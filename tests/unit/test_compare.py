@@ -24,6 +24,7 @@ def answers(chosen: str, gold: str = TRUTH, ids: str = "") -> Predictions:
         ("yes", "no"),
         "",
         tuple(ids or map(chr, range(ord("a"), ord("a") + size))),
+        tuple(f"text of {id}" for id in ids or map(chr, range(ord("a"), ord("a") + size))),
         ("",) * size,
         np.asarray(["yn".index(each) for each in gold]),
         probabilities,
@@ -112,6 +113,11 @@ def test_classifiers_are_compared_by_name() -> None:
         pytest.param(answers("yynny", gold="yynny"), "different records", id="a record more"),
         pytest.param(replace(answers("yynn"), labels=("no", "yes")), "the labels differ", id="other labels"),
         pytest.param(answers("yynn", gold="yyny"), "labelled differently", id="labelled anew"),
+        pytest.param(
+            replace(answers("yynn"), texts=("text of a", "other", "text of c", "another")),
+            "the texts of 2 records were changed between the two, 'b' for one",
+            id="edited under the same ids",
+        ),
     ],
 )
 def test_answers_to_something_else_are_refused(new: Predictions, says: str) -> None:

@@ -44,6 +44,7 @@ def predictions(confidences: Sequence[float], gold: Sequence[int], sources: Sequ
         ("yes", "no"),
         "0123456789abcdef",
         tuple(map(str, range(size))),
+        ("",) * size,
         tuple(sources or ["invented"] * size),
         np.asarray(gold, dtype=np.int64),
         found,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import ConfigurationError
-from service.evaluation.learnable import learnable
+from service.evaluation.learnable import learnable, require_train
 from service.training.records import Record, read_records, split_of
 
 IN_TRAIN = [each for each in map(str, range(99)) if split_of(each) == "train"]
@@ -71,5 +71,8 @@ def test_nothing_that_is_asked_is_learnt_from_and_nothing_twice(tmp_path: Path, 
 
 def test_where_nothing_is_left_to_learn_from_that_is_said(tmp_path: Path, write: Write) -> None:
     own = write("own.jsonl", IN_TRAIN[0], IN_TEST[0])
+    found = learnable(folders(tmp_path, refund=None), own, own[:1], [], LABELS)
+    assert [each.conversation.id for each in found] == [IN_TEST[0]]
     with pytest.raises(ConfigurationError, match="no record of the train split is left"):
-        learnable(folders(tmp_path, refund=None), own, own[:1], [], LABELS)
+        require_train(found)
+    require_train(own)

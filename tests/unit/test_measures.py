@@ -45,6 +45,7 @@ def predictions(probabilities: Probabilities, gold: Gold, abstained: list[bool] 
         "",
         tuple(map(str, range(size))),
         ("",) * size,
+        ("",) * size,
         gold,
         probabilities,
         probabilities,

@@ -13,7 +13,7 @@ import pytest
 
 from service.catalogue import Catalogue
 from service.classify import Classify
-from service.domain import Calibration
+from service.domain import Calibration, Conversation, Role
 from service.engine.fake_engine import FakeEngine
 from service.errors import ConfigurationError, EngineDeadError, EngineError
 from service.evaluation.predictions import (
@@ -22,6 +22,7 @@ from service.evaluation.predictions import (
     of_probabilities,
     predict,
     read_predictions,
+    text_digest,
     write_predictions,
 )
 from service.prompt.builder import PromptBuilder
@@ -39,6 +40,7 @@ def made(records: int = 3, labels: int = 2, seed: int = 7) -> Predictions:
         tuple(f"label{index}" for index in range(labels)),
         "0123456789abcdef",
         tuple(f"talk-{index}" for index in range(records)),
+        tuple(f"text {index} of {seed}" for index in range(records)),
         tuple("ab"[index % 2] for index in range(records)),
         numbers.integers(0, labels, records),
         numbers.dirichlet(np.ones(labels), records).reshape(records, labels),
@@ -49,7 +51,7 @@ def made(records: int = 3, labels: int = 2, seed: int = 7) -> Predictions:
 
 
 def same(one: Predictions, other: Predictions) -> bool:
-    plain = [(each.labels, each.revision, each.ids, each.sources) for each in (one, other)]
+    plain = [(each.labels, each.revision, each.ids, each.texts, each.sources) for each in (one, other)]
     # JSON keeps six digits after the point.
     arrays = [np.allclose(getattr(one, name), getattr(other, name), rtol=0, atol=1e-6) for name in FIELDS]
     return plain[0] == plain[1] and all(arrays)
@@ -85,9 +87,8 @@ def test_some_records_are_taken_with_all_that_is_known_of_them(kept: list[int]) 
     some = original.where(np.isin(np.arange(3), kept))
     expected = [[getattr(original, name)[place].tolist() for place in kept] for name in FIELDS]
     assert [getattr(some, name).tolist() for name in FIELDS] == expected
-    assert (some.ids, some.sources) == (
-        tuple(original.ids[i] for i in kept),
-        tuple(original.sources[i] for i in kept),
+    assert (some.ids, some.texts, some.sources) == tuple(
+        tuple(each[i] for i in kept) for each in (original.ids, original.texts, original.sources)
     )
 
 
@@ -131,6 +132,39 @@ def test_something_else_is_refused(tmp_path: Path, text: str) -> None:
         read_predictions(tmp_path / "today.json")
 
 
+@pytest.mark.parametrize("change", ["texts absent", "a text less"])
+def test_predictions_that_do_not_tell_all_texts_are_refused(tmp_path: Path, change: str) -> None:
+    value = made().to_json()
+    texts = value.pop("texts")
+    if change == "a text less":
+        value["texts"] = texts[1:]
+    (tmp_path / "old.json").write_text(json.dumps({"systems": {"fantail": {"refund": value}}}))
+    with pytest.raises(ConfigurationError, match=r"old\.json is an older one that does not tell which texts"):
+        read_predictions(tmp_path / "old.json")
+
+
+SAID = talk("where is it?", "on its way")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(talk("where is it!", "on its way"), id="another word"),
+        pytest.param(talk("where is it?", "on its", "way"), id="other turns"),
+        pytest.param(talk("where is it?on its way"), id="one turn of two"),
+        pytest.param(replace(SAID, turns=SAID.turns[::-1]), id="another order"),
+        pytest.param(replace(SAID, turns=(replace(SAID.turns[0], role=Role.SYSTEM), SAID.turns[1])), id="another role"),
+    ],
+)
+def test_texts_differ_by_every_word_and_role(other: Conversation) -> None:
+    assert text_digest(other) != text_digest(SAID)
+
+
+def test_a_text_is_the_same_under_another_id() -> None:
+    assert text_digest(replace(SAID, id="other")) == text_digest(SAID)
+    assert len(text_digest(SAID)) == 16
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"today\.json holds no predictions"):
         read_predictions(tmp_path / "today.json")
@@ -144,6 +178,7 @@ def test_a_system_of_probabilities_alone_never_abstains() -> None:
     found = of_probabilities(("yes", "no"), [record("a", refund="no")], "refund", np.asarray([[0.4, 0.6]]))
     assert (found.gold.tolist(), found.mass.tolist(), found.abstained.tolist()) == ([1], [1.0], [False])
     assert (found.ids, found.sources) == (("a",), ("invented",))
+    assert found.texts == (text_digest(record("b").conversation),)
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +229,7 @@ async def test_what_the_classifier_says_is_kept(classify: Classify, engine: Fake
     found = (await answers(classify, BOTH))[ACTIVATED]
     assert (found.labels, found.revision) == (LABELS[ACTIVATED], classify.catalogue.current.get(ACTIVATED).revision)
     assert found.sources == ("invented", "phone")
+    assert found.texts == tuple(text_digest(each.conversation) for each in BOTH)
     assert found.probabilities == pytest.approx(np.asarray([[0.2, 0.8]] * 2))
     assert found.mass == pytest.approx(np.asarray([0.9] * 2))
 

@@ -17,7 +17,8 @@ from service.training.records import Record
 from service.training.train import Task
 from tests.conftest import CONTEXT_TOKENS
 from tests.support import MANIFEST, talk
-from tools.tune import BARE, BESIDE_PLAIN, PLAIN, VARIANTS, Variant, plain_section, run_digest, words_of
+from tools.tune import BARE, run_digest, words_of
+from tools.tuning import BESIDE_PLAIN, PLAIN, VARIANTS, Variant, base_dtype, plain_section
 
 RUN: dict[str, Any] = {
     "config": TrainingConfig(),
@@ -106,3 +107,43 @@ def test_plain_stands_beside_activated_where_both_were_trained(results: dict[str
 
 def test_the_variant_beside_the_plain_ones_is_there() -> None:
     assert BESIDE_PLAIN in {each.key for each in VARIANTS}
+
+
+PLAIN_TWO = PLAIN_ALONE | {PLAIN[0].key: {"dev_macro_f1": 0.8, "base_dtype": "float32"}}
+
+
+def test_the_standard_error_is_that_of_the_differences_mean() -> None:
+    text = plain_section(PLAIN_TWO | activated(topic=0.8, **{PLAIN[0].name: 0.84}))
+    assert "The standard error of the mean difference, over these 2, is 0.030." in text.splitlines()
+
+
+def test_one_difference_has_no_standard_error() -> None:
+    assert "mean difference" not in plain_section(PLAIN_ALONE | activated(topic=0.8))
+
+
+def test_the_plain_ones_are_said_to_be_chosen_beforehand_and_how_many_are_measured() -> None:
+    text = " ".join(plain_section(PLAIN_TWO | activated(topic=0.8, urgency=0.7, sentiment=0.8)).split())
+    assert f"6 were chosen beforehand ({', '.join(v.name for v in PLAIN)}); 3 of them are measured." in text
+
+
+def test_each_side_is_said_to_be_multiplied_in_what_it_was() -> None:
+    beside = activated(topic=0.8)
+    assert "multiplied in bfloat16, that of the plain ones in float32." in " ".join(
+        plain_section(PLAIN_ALONE | beside).split()
+    )
+    anew = {BESIDE_PLAIN: beside[BESIDE_PLAIN] | {"base_dtype": "float32"}}
+    assert "multiplied in float32, that of the plain ones in float32." in " ".join(
+        plain_section(PLAIN_ALONE | anew).split()
+    )
+
+
+def test_the_shipped_learning_rate_is_tried_and_nothing_that_was_never_measured_is_listed() -> None:
+    (shipped,) = (each for each in VARIANTS if each.config == {"learning_rate": 0.0015})
+    assert (shipped.name, shipped.share) == ("learning rate 0.0015", 0.25)
+    assert not any("dropout" in each.config for each in VARIANTS)
+
+
+def test_every_result_says_or_is_known_to_be_of_some_arithmetic() -> None:
+    every = {each.key: {} for each in (*VARIANTS, *PLAIN)}
+    assert {base_dtype(each, every) for each in VARIANTS[:6]} == {"bfloat16"}
+    assert {base_dtype(each, every) for each in (*VARIANTS[6:], *PLAIN)} == {"float32"}

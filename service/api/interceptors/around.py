@@ -16,6 +16,9 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 OURS = "/fantail."
 """How our own services' methods begin; health and reflection are somebody else's."""
 
+OPERATING = ".AdminService/"
+"""What the operator's methods have in their names."""
+
 BATCH = "/ClassifyBatch"
 LONG_LIVED = "/Follow"
 """How methods end whose calls last as long as a conversation."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from service.api.interceptors.around import AroundInterceptor, Context
+from service.api.interceptors.around import OPERATING, AroundInterceptor, Context
 from service.call import learn_of_call
 from service.errors import KeyInvalidError, ScopeMissingError
 from service.keys import ADMIN, CLASSIFY, Key, KeyRing
@@ -28,7 +28,7 @@ class AuthInterceptor(AroundInterceptor):
             yield
             return
         keys, secret = self._keys, presented(context)
-        scope = ADMIN if ".AdminService/" in method else CLASSIFY
+        scope = ADMIN if OPERATING in method else CLASSIFY
         key = allowed(keys, secret, scope)
         keys.count(key)
         # A long call is asked again on its way: its key may have been taken back, and its work counts as calls do.

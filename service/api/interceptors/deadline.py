@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from service.api.interceptors.around import BATCH, LONG_LIVED, OURS, AroundInterceptor, Context
+from service.api.interceptors.around import BATCH, LONG_LIVED, OPERATING, OURS, AroundInterceptor, Context
 from service.call import changed_call
 from service.deadline import Deadline
 from service.errors import DeadlineExceededError
@@ -16,8 +16,8 @@ SLACK_SECONDS = 1.0
 
 
 class DeadlineInterceptor(AroundInterceptor):
-    """`longest_seconds`, of a batch `longest_batch_seconds`: after which a call ends that has no deadline, or a later
-    one."""
+    """`longest_seconds`, of a batch or the operator's `longest_batch_seconds`: after which a call ends that has no
+    deadline, or a later one."""
 
     def __init__(self, longest_seconds: float, longest_batch_seconds: float) -> None:
         self._longest, self._longest_batch = longest_seconds, longest_batch_seconds
@@ -30,9 +30,7 @@ class DeadlineInterceptor(AroundInterceptor):
         deadline = Deadline.after(context.time_remaining())
         # The messages of a long-lived call are given their deadlines by the servicer.
         if not method.endswith(LONG_LIVED):
-            seconds, what = (self._longest_batch, "batch") if method.endswith(BATCH) else (self._longest, "call")
-            limit = Deadline.after(seconds).named(f"the server's limit of {seconds:g} s for a {what}")
-            deadline = deadline.no_later_than(limit)
+            deadline = deadline.no_later_than(self._limit(method))
         with changed_call(deadline=deadline):
             if method.endswith(LONG_LIVED):
                 yield
@@ -43,3 +41,11 @@ class DeadlineInterceptor(AroundInterceptor):
                     yield
             except TimeoutError:
                 raise DeadlineExceededError(f"The answer was not taken before {deadline.name}.") from None
+
+    def _limit(self, method: str) -> Deadline:
+        seconds, what = self._longest, "a call"
+        if OPERATING in method:
+            seconds, what = self._longest_batch, "an operator's call"
+        elif method.endswith(BATCH):
+            seconds, what = self._longest_batch, "a batch"
+        return Deadline.after(seconds).named(f"the server's limit of {seconds:g} s for {what}")

@@ -13,6 +13,7 @@ from statistics import mean
 import pytest
 
 from service.cli.adapters import train
+from service.evaluation.data_files import digest_of
 from service.prompt.builder import PromptBuilder
 from service.prompt.format import MAX_TAIL_TOKENS
 from service.prompt.labels import prove_labels
@@ -24,6 +25,7 @@ from service.training.records import Record, read_records
 from tests.support import CLASSIFIERS
 from tools.data import least_share, near_duplicates
 
+README = CLASSIFIERS.parent / "README.md"
 FOLDERS = sorted(path.parent for path in CLASSIFIERS.glob("*/classifier.toml"))
 
 
@@ -64,9 +66,10 @@ def test_all_are_served(loader: RegistryLoader) -> None:
 
 @dataclass(frozen=True)
 class Card:
-    """What a CARD.md says: the revision it is of, and measures by system."""
+    """What a CARD.md says: the revision and the data that it is of, and measures by system."""
 
     revision: str
+    data: str
     measures: dict[str, dict[str, float]]
 
 
@@ -76,13 +79,14 @@ def cards() -> dict[str, Card]:
     for folder in FOLDERS:
         text = (folder / "CARD.md").read_text(encoding="utf-8")
         (revision,) = re.findall(r"Revision `([0-9a-f]{16})`", text)
+        (data,) = re.findall(r" records of \d+ files in data/, split test \(data `([0-9a-f]{16})`\)", text)
         rows = re.findall(r"^\| (fantail|TF-IDF|MiniLM|zero-shot) \| (.*) \|$", text, re.MULTILINE)
         names = ("accuracy", "macro-F1", "AUC", "ECE", "Brier")
         measures = {
             system: dict(zip(names, (float(cell.split()[0]) for cell in cells.split(" | ")), strict=True))
             for system, cells in rows
         }
-        found[folder.name] = Card(revision, measures)
+        found[folder.name] = Card(revision, data, measures)
     return found
 
 
@@ -91,6 +95,28 @@ def test_every_card_is_of_the_shipped_revision(cards: dict[str, Card], loader: R
     assert {name: card.revision for name, card in cards.items()} == {
         each.name: each.revision for each in registry.select(())
     }
+
+
+def test_every_card_was_measured_on_the_records_as_they_are(cards: dict[str, Card]) -> None:
+    now = digest_of(sorted((CLASSIFIERS / "data").glob("*.jsonl")))[:16]
+    assert {card.data for card in cards.values()} == {now}
+
+
+@pytest.mark.parametrize(
+    ("system", "row"),
+    [
+        ("fantail", "Fantail, calibrated"),
+        ("TF-IDF", "TF-IDF + logistic regression, same records"),
+        ("MiniLM", "MiniLM embeddings + logistic regression, same records"),
+        ("zero-shot", "the base model, zero-shot"),
+    ],
+)
+def test_the_readmes_figures_are_the_means_of_the_cards(cards: dict[str, Card], system: str, row: str) -> None:
+    (cells,) = re.findall(rf"^\| {re.escape(row)} \| (.*) \|$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    said = [float(cell.strip("*").split("*")[0].split()[0]) for cell in cells.split(" | ")]
+    names = ("accuracy", "macro-F1", "AUC", "ECE", "Brier")
+    means = [mean(card.measures[system][name] for card in cards.values()) for name in names]
+    assert said == pytest.approx(means, abs=0.001)  # a card's figures are rounded
 
 
 def test_by_their_cards_the_shipped_classifiers_are_good_enough_and_ahead_of_every_baseline(

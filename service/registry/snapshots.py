@@ -7,11 +7,13 @@ were proven.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,16 +30,26 @@ class Snapshots:
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
         self._numbers = itertools.count()
+        self._copying = threading.Lock()
+        self._closed = False
 
     def take(self, folder: Path) -> Path:
         """Copy a folder as it is now, with what its links lead to. Raises OSError, and leaves no half copy then."""
         copy = self._scratch / str(next(self._numbers)) / folder.name
-        try:
-            shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".*"))
-        except OSError:
-            self.drop(copy)
-            raise
+        with self._copying:
+            if self._closed:
+                raise OSError(errno.ESHUTDOWN, "the server is stopping")
+            try:
+                shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".*"))
+            except OSError:
+                self.drop(copy)
+                raise
         return copy
+
+    def close(self) -> None:
+        """Wait for the copy that a thread may be making; no other is made."""
+        with self._copying:
+            self._closed = True
 
     def drop(self, copy: Path) -> None:
         """Remove a copy that is served no longer; anything else is left alone."""
@@ -62,7 +74,9 @@ def snapshots(cache: Path) -> Iterator[Snapshots]:
                 held.enter_context(_locked(scratch))
         except OSError as error:
             raise StartError(cannot_write_to(cache, error)) from error
-        yield Snapshots(scratch)
+        made = Snapshots(scratch)
+        held.callback(made.close)  # a change that its caller gave up may still be under way, and is not waited for
+        yield made
 
 
 def is_inside(path: Path, root: Path) -> bool:

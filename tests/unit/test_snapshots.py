@@ -7,8 +7,11 @@ import fcntl
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -185,6 +188,29 @@ def test_everything_is_gone_at_the_end(cache: Path, root: Path) -> None:
     with snapshots(cache) as copies:
         copies.take(root / "refund")
     assert list(cache.glob(f"{PREFIX}*")) == []
+
+
+def test_the_end_waits_for_a_copy_under_way_and_none_is_made_after_it(
+    cache: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, copytree = threading.Event(), threading.Event(), shutil.copytree
+
+    def slow(*of: Any, **settings: Any) -> None:
+        begun.set()
+        assert go_on.wait(20)
+        copytree(*of, **settings)
+
+    monkeypatch.setattr(shutil, "copytree", slow)
+    with ThreadPoolExecutor() as threads:
+        with snapshots(cache) as copies:
+            taken = threads.submit(copies.take, root / "refund")
+            assert begun.wait(20)
+            threading.Timer(0.2, go_on.set).start()
+        assert taken.result(20).name == "refund"
+    assert not list(cache.glob(f"{PREFIX}*"))
+    with pytest.raises(OSError, match="the server is stopping"):
+        copies.take(root / "refund")
+    assert not list(cache.glob(f"{PREFIX}*"))
 
 
 def test_copies_of_a_process_that_was_killed_go_with_the_next_start(cache: Path) -> None:

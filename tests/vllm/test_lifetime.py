@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from service.client import FantailClient, RpcError, Turns
-from tests.faults.server import running_server
+from tests.faults.server import GRACE_SECONDS, running_server
 from tests.vllm.asking import TURNS, is_said_to_serve
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -50,6 +50,19 @@ async def test_who_comes_too_early_is_told_and_an_engine_ends_with_its_server_an
             assert len(answer.results) == 16
             assert server.engine_processes() == engines
         os.kill(server.process.pid, signal.SIGKILL)
+        gone, alive = await asyncio.to_thread(psutil.wait_procs, engines, timeout=30)
+        assert (gone, alive) == (engines, [])
+
+
+async def test_a_server_that_is_stopped_while_its_engine_starts_ends_with_0_and_leaves_no_process() -> None:
+    with running_server() as server:
+        for _ in range(3000):  # until its engine's process is there, which then takes some ten seconds to serve
+            if engines := server.engine_processes():
+                break
+            await asyncio.sleep(0.1)
+        assert not await is_said_to_serve(server.address)
+        code, seconds = await asyncio.to_thread(server.terminate)
+        assert (code, seconds < GRACE_SECONDS) == (0, True)
         gone, alive = await asyncio.to_thread(psutil.wait_procs, engines, timeout=30)
         assert (gone, alive) == (engines, [])
 

@@ -119,7 +119,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 17
     """The server has as much work as it can finish in time; google.rpc.RetryInfo says when to try again. In a fan-out it
-    may be the status of classifiers of lower priority alone.
+    may be the status of classifiers of lower priority alone. `limit` is what is full:
+    calls, tokens, follows, or follow_bytes, the memory of live conversations.
 
     Example: {"reason": "ERROR_REASON_OVERLOADED", "domain": "fantail.v1",
               "metadata": {"limit": "tokens"}} with RESOURCE_EXHAUSTED
@@ -308,7 +309,8 @@ Example: {"reason": "ERROR_REASON_DEADLINE_TOO_NEAR", "domain": "fantail.v1",
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 17
 """The server has as much work as it can finish in time; google.rpc.RetryInfo says when to try again. In a fan-out it
-may be the status of classifiers of lower priority alone.
+may be the status of classifiers of lower priority alone. `limit` is what is full:
+calls, tokens, follows, or follow_bytes, the memory of live conversations.
 
 Example: {"reason": "ERROR_REASON_OVERLOADED", "domain": "fantail.v1",
           "metadata": {"limit": "tokens"}} with RESOURCE_EXHAUSTED

@@ -20,9 +20,10 @@ serve: .venv/installed  ## serve on 127.0.0.1:50051 until stopped
 
 test: .venv/installed  ## the whole test suite, real engine included
 	$(BIN)/python -m pytest -m "not engine" -n $(WORKERS) --dist loadfile
-	$(BIN)/python -m pytest -m engine
+	$(BIN)/python -m pytest -m "engine and not faults"
 
-test-faults: .venv/installed  ## a real server under load, one fault after another; prints what became of every call
+test-faults: .venv/installed  ## faults planted in the engine, then a real server under load, one fault after another
+	$(BIN)/python -m pytest -m faults
 	$(BIN)/python -m tests.faults
 
 fuzz: .venv/installed  ## 100,000 hostile inputs on the wire; prints what became of them

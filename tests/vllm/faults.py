@@ -51,7 +51,7 @@ def take_the_adapter_of_another_classifier(folder: Path, prompting: Prompting) -
 
 def train_on_another_base(folder: Path, prompting: Prompting) -> None:
     """A folder as a training on another base of the same shape and name leaves it, with probes by that base."""
-    classifier, epochs = classifier_in(folder, prompting), 8
+    classifier, epochs = classifier_in(folder, prompting), 4
     with tempfile.TemporaryDirectory() as scratch:
         base = replace(prompting.base, path=another_base(prompting.base, Path(scratch)))
         model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)

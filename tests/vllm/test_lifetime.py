@@ -54,6 +54,7 @@ async def test_who_comes_too_early_is_told_and_an_engine_ends_with_its_server_an
         assert (gone, alive) == (engines, [])
 
 
+@pytest.mark.faults
 async def test_a_server_that_is_stopped_while_its_engine_starts_ends_with_0_and_leaves_no_process() -> None:
     with running_server() as server:
         for _ in range(3000):  # until its engine's process is there, which then takes some ten seconds to serve

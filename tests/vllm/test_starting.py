@@ -118,6 +118,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 
 # The last four, since this process loads its plugins only once.
+@pytest.mark.faults
 async def test_with_patches_off_the_gate_withholds_what_the_proof_would_have_refused(
     engine_config: VllmConfig,
     prompting: Prompting,
@@ -146,6 +147,7 @@ async def test_with_patches_off_the_gate_withholds_what_the_proof_would_have_ref
     assert all("from PEFT's" in why for why in failures.values()), failures
 
 
+@pytest.mark.faults
 async def test_with_vllms_own_cpu_lora_the_gate_withholds_what_goes_wrong_beside_others(
     engine_config: VllmConfig,
     prompting: Prompting,

@@ -64,6 +64,7 @@ class Gate:
         against those.
         """
         adapted = [each for each in classifiers if each.adapter is not None]
+        bare = [each for each in classifiers if each.adapter is None]
         failures = {each.name: "it has no probes; run `fantail probes NAME`" for each in adapted if not each.probes}
         trials = [_Trial(each, probe) for each in adapted for probe in each.probes]
         alone = {trial: await self._ask(trial) for trial in trials if trial.number == 1}
@@ -82,7 +83,7 @@ class Gate:
                     problem = problem or base
                 elif self._differ(base, base_mixed):
                     problem = problem or DISTURBED
-                    failures |= {each.name: DISTURBED for each in classifiers if each.adapter is None}
+                    failures |= {each.name: DISTURBED for each in bare}
                 if problem is not None:
                     failures.setdefault(trial.classifier.name, f"probe {trial.number}: {problem}")
                 if self._differ(answer, base):
@@ -94,7 +95,7 @@ class Gate:
                     }
         for name in silent:
             failures.setdefault(name, "on every probe the engine answers as the base model; the adapter does nothing")
-        return await self._speechless([each for each in classifiers if each.adapter is None]) | failures
+        return await self._speechless(bare) | failures
 
     async def _speechless(self, bare: Sequence[Classifier]) -> dict[str, str]:
         """Why each gives no answer, for those that give none."""
@@ -120,9 +121,9 @@ class Gate:
     async def _ask(self, trial: _Trial, base: bool = False, salt: str = "") -> Probabilities | str:
         """The engine's answer to a probe, or why there is none; KV is shared by those of one salt."""
         try:
-            request = scoring_request(self.builder.prefix(trial.probe.conversation), trial.classifier, IN_BACKGROUND)
-            request = replace(_without_adapter(request) if base else request, cache_salt=salt)
-            scored = await self.engine.score(request)
+            call = replace(IN_BACKGROUND, cache_salt=salt)
+            request = scoring_request(self.builder.prefix(trial.probe.conversation), trial.classifier, call)
+            scored = await self.engine.score(_without_adapter(request) if base else request)
         except EngineDeadError:
             raise
         except (EngineError, InvalidRequestError) as error:

@@ -74,17 +74,13 @@ class Server:
 
     def suspend(self) -> None:
         """Send SIGSTOP to all its processes, the server's own first."""
-        for process in self._family():
+        for process in family_of(self.process):
             process.suspend()
 
     def resume(self) -> None:
         """Send SIGCONT to all of them."""
-        for process in reversed(self._family()):
+        for process in reversed(family_of(self.process)):
             process.resume()
-
-    def _family(self) -> list[psutil.Process]:
-        own = psutil.Process(self.process.pid)
-        return [own, *own.children(recursive=True)]
 
     async def reload(self) -> Sequence[admin.ReloadResult]:
         """Ask the server to serve what its folder holds now."""
@@ -176,12 +172,18 @@ async def _comes_true(condition: Callable[[], bool], seconds: float) -> bool:
     return False
 
 
+def family_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """A process and all that came of it, itself first. Raises psutil.NoSuchProcess."""
+    own = psutil.Process(process.pid)
+    return [own, *own.children(recursive=True)]
+
+
 def _kill_all(process: subprocess.Popen[bytes]) -> None:
     try:
-        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        family = family_of(process)
     except psutil.NoSuchProcess:
         return
-    for each in family:
+    for each in reversed(family):
         try:
             each.kill()
         except psutil.NoSuchProcess:

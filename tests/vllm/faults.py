@@ -51,11 +51,11 @@ def take_the_adapter_of_another_classifier(folder: Path, prompting: Prompting) -
 
 def train_on_another_base(folder: Path, prompting: Prompting) -> None:
     """A folder as a training on another base of the same shape and name leaves it, with probes by that base."""
-    classifier, epochs = classifier_in(folder, prompting), 4
+    classifier = classifier_in(folder, prompting)
     with tempfile.TemporaryDirectory() as scratch:
         base = replace(prompting.base, path=another_base(prompting.base, Path(scratch)))
         model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
-        config = TrainingConfig(epochs=epochs, batch=4)
+        config = TrainingConfig(epochs=4, batch=4)
         fan = Fan(model, [classifier.tail_ids], config.target_modules, config.rank, config.alpha)
         examples = [
             Example(
@@ -88,7 +88,7 @@ def another_base(base: BaseModel, folder: Path) -> Path:
     return made
 
 
-def double_alpha(folder: Path, prompting: Prompting | None = None) -> None:
+def double_alpha(folder: Path, prompting: Prompting) -> None:
     """What is left when a rank is exported as half of what it was trained with: twice the scale."""
     scale_alpha(folder, 2)
 

@@ -41,7 +41,7 @@ from tests.vllm.asking import (
 )
 from tests.vllm.comparing import conversation_of
 from tests.vllm.conftest import ROOT
-from tests.vllm.faults import classifier_in, halve_alpha, vouch
+from tests.vllm.faults import classifier_in, scale_alpha, vouch
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -180,7 +180,7 @@ async def test_under_load_a_changed_adapter_takes_over_and_every_answer_is_its_r
     served: Served, client: FantailClient, registry: Registry, prompting: Prompting
 ) -> None:
     old, folder, answers = registry.get("topic"), served.server.folder / "topic", []
-    halve_alpha(folder, prompting)
+    scale_alpha(folder, 0.5)
     (folder / "calibration.json").unlink()
     vouch(folder, prompting, prompting.base)
     new = classifier_in(folder, prompting)

@@ -25,7 +25,7 @@ from service.start import GATE_TOLERANCE, Prompting, start_classify
 from service.training.probes import make_probes
 from tests.vllm.adapters import asked_like
 from tests.vllm.conftest import ROOT, Strangers
-from tests.vllm.faults import OTHER, VICTIM, double_alpha
+from tests.vllm.faults import OTHER, VICTIM, scale_alpha
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -63,7 +63,7 @@ async def test_a_start_withholds_the_classifier_that_fails_its_gate_and_serves_t
     shutil.copy(ROOT / "classifiers" / "prompt.toml", tmp_path)
     for name in (VICTIM, OTHER):
         shutil.copytree(ROOT / "classifiers" / name, tmp_path / name)
-    double_alpha(tmp_path / VICTIM)
+    scale_alpha(tmp_path / VICTIM, 2)
     (tmp_path / VICTIM / CALIBRATION_FILE).unlink()
     async with start_classify(Settings(classifiers=tmp_path, kv_gib=0.5)) as classify:
         registry = classify.catalogue.current
@@ -117,6 +117,16 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return installed
 
 
+@pytest.fixture
+def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines are believed that their patches are active."""
+
+    async def believed(engine: VllmEngine) -> None:
+        pass
+
+    monkeypatch.setattr(VllmEngine, "prove_patches", believed)
+
+
 # The last four, since this process loads its plugins only once.
 @pytest.mark.faults
 async def test_with_patches_off_the_gate_withholds_what_the_proof_would_have_refused(
@@ -125,15 +135,11 @@ async def test_with_patches_off_the_gate_withholds_what_the_proof_would_have_ref
     classifiers: tuple[Classifier, ...],
     strangers: Strangers,
     install: Callable[[str], None],
-    monkeypatch: pytest.MonkeyPatch,
+    unproven: None,
 ) -> None:
     """An activated adapter acts on the conversation too; a plain one meets KV that others have left."""
 
-    async def believed(engine: VllmEngine) -> None:
-        pass
-
     install(BOTH_TAKEN_BACK)
-    monkeypatch.setattr(VllmEngine, "prove_patches", believed)
     first, *activated = classifiers[:3]
     plain = asked_like(strangers.plain, first)
     talks = [probe.conversation for probe in activated[0].probes]
@@ -153,15 +159,11 @@ async def test_with_vllms_own_cpu_lora_the_gate_withholds_what_goes_wrong_beside
     prompting: Prompting,
     classifiers: tuple[Classifier, ...],
     install: Callable[[str], None],
-    monkeypatch: pytest.MonkeyPatch,
+    unproven: None,
 ) -> None:
     """Rows without an adapter get one's weights in a batch, and so whatever is read there."""
 
-    async def believed(engine: VllmEngine) -> None:
-        pass
-
     install(STOCK_CPU_LORA)
-    monkeypatch.setattr(VllmEngine, "prove_patches", believed)
     some = classifiers[:3]
     adapters = tuple(filter(None, map(engine_adapter, some)))
     async with start_vllm(replace(engine_config, adapters=adapters)) as engine:

@@ -31,7 +31,23 @@ FACTORIES: dict[tuple[bool, bool], Callable[..., Handler]] = {
 }
 
 
-class AroundInterceptor(grpc.aio.ServerInterceptor):
+class WrappingInterceptor(grpc.aio.ServerInterceptor):
+    """Puts another handler in the place of each that there is."""
+
+    def wrapped(self, method: str, handler: Any) -> Handler:
+        """What answers calls of a method in its handler's place."""
+        raise NotImplementedError
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        return None if handler is None else self.wrapped(handler_call_details.method, handler)
+
+
+class AroundInterceptor(WrappingInterceptor):
     """Wraps each call in `around`. Each subclass has one job; `server.py` lists them in their order."""
 
     def around(self, method: str, context: Context) -> AbstractAsyncContextManager[Any]:
@@ -42,15 +58,7 @@ class AroundInterceptor(grpc.aio.ServerInterceptor):
         """What turns that which arrives into a request, when this interceptor does it instead of gRPC."""
         return None
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        handler = await continuation(handler_call_details)
-        return None if handler is None else self._wrapped(handler_call_details.method, handler)
-
-    def _wrapped(self, method: str, handler: Any) -> Handler:
+    def wrapped(self, method: str, handler: Any) -> Handler:
         behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         decode = self.decoder(handler)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 
-from service.api.interceptors.around import FACTORIES, Context, Handler
+from service.api.interceptors.around import FACTORIES, Context, Handler, WrappingInterceptor
 from service.errors import DeadlineExceededError, MalformedRequestError
 
 MESSAGE_SECONDS = 30.0
@@ -18,20 +17,15 @@ GONE_SECONDS = 1.0
 """Within which gRPC cancels a call that has no request because it is over."""
 
 
-class MessageInterceptor(grpc.aio.ServerInterceptor):
+class MessageInterceptor(WrappingInterceptor):
     """Reads requests in gRPC's place, which would do it before any interceptor is asked, however long it takes.
 
     Stands outside of what is made of coroutines, as every `AroundInterceptor` is. Streams of requests are left alone.
     """
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
-            return handler
+    def wrapped(self, method: str, handler: Any) -> Handler:
+        if handler.request_streaming:
+            return handler  # type: ignore[no-any-return]
         behaviour: Any = handler.unary_stream if handler.response_streaming else handler.unary_unary
 
         async def answered(requests: Any, context: Context) -> Any:

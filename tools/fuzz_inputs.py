@@ -12,6 +12,8 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import strategies as st
 
 from service.pb.fantail.v1 import admin_service_pb2, classification_service_pb2
@@ -33,12 +35,20 @@ FOLDERS = (
 OPERATOR, CALLER, HURRIED = "operator-key", "caller-key", "hurried-key"
 """Keys: with both scopes, with one, and with next to no calls a second."""
 
+SERVED = (classification_service_pb2, admin_service_pb2, health_pb2, reflection_pb2)
 METHODS: dict[str, MethodDescriptor] = {
     f"/{service.full_name}/{method.name}": method
-    for file in (classification_service_pb2.DESCRIPTOR, admin_service_pb2.DESCRIPTOR)
+    for file in (each.DESCRIPTOR for each in SERVED)
     for service in file.services_by_name.values()
     for method in service.methods
 }
+
+SYMBOLS = (
+    *("", *sorted({path.split("/")[1] for path in METHODS}), "fantail.v1.FanOutRequest", "fantail.v1.FanOutRequest.x"),
+    *("fantail.v1.ClassificationService/topic", "fantail.v1.ClassificationService.FanOut", "google.protobuf.Any"),
+    "google.protobuf.MessageOptions",
+)
+FILES = tuple(each.DESCRIPTOR.name for each in SERVED)
 
 INT32, INT64 = 1 << 31, 1 << 63
 SPELLED = (
@@ -160,6 +170,8 @@ def _texts(name: str, revisions: tuple[str, ...]) -> st.SearchStrategy[str]:
         **dict.fromkeys(("classifier", "classifiers", "names"), CLASSIFIERS),
         **dict.fromkeys(("revision", "shadow_revisions"), revisions),
         "folder": FOLDERS,
+        **dict.fromkeys(("service", "file_containing_symbol", "containing_type"), SYMBOLS),
+        "file_by_filename": FILES,
     }.get(name)
     any_text = _one_in(1000, HUGE, TEXT)
     return any_text if known is None else _one_in(6, any_text, st.sampled_from(known))

@@ -18,6 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from opentelemetry.sdk.trace import TracerProvider
 
 from service.admission import Admission
+from service.api.interceptors.around import OURS
 from service.api.server import Listening, listen
 from service.catalogue import Catalogue
 from service.classify import Classify
@@ -39,6 +40,10 @@ from tools import fuzz_raw
 from tools.fuzz_inputs import CALLER, CLASSIFIERS, HURRIED, METHODS, OPERATOR, Input
 
 REPLY_SECONDS = 5.0
+ENDLESS = "/grpc.health.v1.Health/Watch"
+HANGS_UP_SECONDS = 0.05
+"""Of a call of the endless method its caller hears so long; whatever it has not failed with by then is no failure."""
+
 IDLE_LOOKS = 100
 MOST_MESSAGE_BYTES = 4 << 20
 MOST_METADATA_BYTES = 8 << 10
@@ -46,6 +51,7 @@ TOKENS_IN_FLIGHT = 65_536
 
 DETAILS_KEY = "grpc-status-details-bin"
 NO_REPLY = "no reply"
+HUNG_UP = "hung up"
 BY_GRPC = "refused by gRPC"
 """How a call ends that gRPC's core refuses before the service sees it: a malformed header, for instance."""
 
@@ -120,10 +126,10 @@ class Target:
     async def send(self, each: Input) -> Ended:
         """Make the call; a status is an end like any other."""
         try:
-            async with asyncio.timeout(REPLY_SECONDS):
+            async with asyncio.timeout(HANGS_UP_SECONDS if each.method == ENDLESS else REPLY_SECONDS):
                 return await (self._raw(each) if each.raw else self._gentle(each))
         except TimeoutError:
-            return Ended(NO_REPLY)
+            return Ended(HUNG_UP if each.method == ENDLESS else NO_REPLY)
 
     async def wrong_when_idle(self) -> list[str]:
         """What calls have left behind, a sentence each; waits a little for those that were just cancelled."""
@@ -188,8 +194,10 @@ def problem(each: Input, ended: Ended) -> str | None:
         return "a defect within the answer"
     if ended.how == "OK":
         return None if _readable(each, ended) else "an answer that is not the method's"
-    if ended.detailed or ended.how in ("DEADLINE_EXCEEDED", "CANCELLED") or each.raw:
+    if ended.detailed or ended.how in ("DEADLINE_EXCEEDED", "CANCELLED", HUNG_UP) or each.raw:
         return None
+    if not each.method.startswith(OURS):
+        return None  # health's own refusals are bare
     return None if _too_large(each) else f"{ended.how} without details"
 
 

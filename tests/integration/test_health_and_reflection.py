@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse, HealthListRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub, add_HealthServicer_to_server
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
@@ -95,6 +95,16 @@ async def test_health_of_an_unknown_service_is_not_found(health: HealthStub) -> 
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await _state(health, "fantail.v1.NoSuchService")
     assert failure.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_health_lists_the_whole_and_the_services_and_no_classifier(
+    followed: tuple[Health, HealthStub], engine: WatchedEngine
+) -> None:
+    health, stub = followed
+    for engine.dead, expected in ((False, SERVING), (True, NOT_SERVING)):
+        await health.update()
+        listed = await stub.List(HealthListRequest(), timeout=DEADLINE_S)
+        assert {name: each.status for name, each in listed.statuses.items()} == {"": expected, SERVICE: expected}
 
 
 async def test_reflection_lists_the_three_services(channel: grpc.aio.Channel) -> None:

@@ -1,7 +1,7 @@
 """Known vulnerabilities among the pinned packages: `make audit` runs pip-audit on the lock and says what it could see.
 
 Exits 1 when a pinned package has a known vulnerability. An index that gives no advisories (a mirror, an isolated
-network) is said, not hidden: what was not audited is counted.
+network) is said, not hidden: what was not audited is counted, and with `--strict` the exit code is 2.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
         for found in each["vulns"]:
             fixed = ", ".join(found["fix_versions"]) or "no version yet"
             print(f"{each['name']} {each['version']}: {found['id']}, fixed in {fixed}")
-    sys.exit(bool(vulnerable))
+    sys.exit(1 if vulnerable else 2 if unseen and "--strict" in sys.argv[1:] else 0)
 
 
 if __name__ == "__main__":

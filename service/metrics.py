@@ -65,6 +65,8 @@ LIST = (
     Metric("gauge", "batches", "Batches under way."),
     Metric("gauge", "follows", "Live conversations."),
     Metric("gauge", "follows_limit", "From which live conversations on more are turned away."),
+    Metric("gauge", "follows_held", "What the texts of live conversations take up.", unit="bytes"),
+    Metric("gauge", "follows_held_limit", "Up to which live conversations may grow or begin.", unit="bytes"),
     Metric("counter", "fan_outs", "Fan-outs asked for, by the name of the caller's key.", ("caller",)),
     Metric(
         "histogram", "stage", "Duration of a fan-out's prompt, engine, scoring, total.", ("stage",), "seconds", SECONDS
@@ -131,6 +133,8 @@ class Metrics(Observer):
         self._metrics["batches"].set_function(lambda: admission.batches)
         self._metrics["follows"].set_function(lambda: admission.follows)
         self._metrics["follows_limit"].set_function(lambda: admission.max_follows)
+        self._metrics["follows_held"].set_function(lambda: admission.follow_bytes)
+        self._metrics["follows_held_limit"].set_function(lambda: admission.max_follow_bytes)
         self._metrics["engine_rate"].set_function(lambda: admission.rate or 0.0)
 
     @contextlib.contextmanager

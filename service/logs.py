@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import Literal
+import traceback
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from service.call import Call, current_call
 from service.domain import Conversation
+from service.errors import FantailError
 from service.observer import Observer
 
 logger = logging.getLogger(__name__)
@@ -17,10 +21,12 @@ QUIET = ("opentelemetry",)
 """Tells of whatever callers send as trace context, as a warning."""
 
 
-def set_up_logging(level: str, form: Literal["text", "json"]) -> None:
-    """Send every record to standard error in that form."""
+def set_up_logging(level: str, form: Literal["text", "json"], texts: bool = False) -> None:
+    """Send every record to standard error in that form. `texts`: exceptions may quote what customers write."""
     handler = logging.StreamHandler()
     handler.addFilter(_with_request)
+    if not texts:
+        handler.addFilter(_without_texts)
     handler.setFormatter(_json_formatter() if form == "json" else logging.Formatter(TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in NOISY:
@@ -33,6 +39,34 @@ def _with_request(record: logging.LogRecord) -> bool:
     call = current_call()
     record.request_id, record.caller = call.request_id, call.caller
     return True
+
+
+def _without_texts(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and current_call().request_id:
+        record.exc_info, record.exc_text = None, "".join(told(error))
+    return True
+
+
+def told(error: BaseException) -> Iterator[str]:
+    """An exception's traceback, with all it came from. Only our own errors say more than their type: any other may
+    quote what it was given."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if before is not None:
+        yield from told(before)
+        yield "\n\nfrom which came:\n\n"
+    yield "Traceback (most recent call last):\n"
+    yield from traceback.format_tb(error.__traceback__)
+    yield type(error).__qualname__ + (f": {error}" if isinstance(error, FantailError) else "")
+    for each in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+        yield "\n\nof which one is:\n\n"
+        yield from told(each)
+
+
+def log_unhandled(loop: asyncio.AbstractEventLoop, about: dict[str, Any]) -> None:
+    """Says that a task failed and nobody asked; asyncio's own words quote the exception."""
+    error = about.get("exception")
+    logger.error("%s\n%s", about["message"], "" if error is None else "".join(told(error)))
 
 
 def _json_formatter() -> logging.Formatter:

@@ -23,7 +23,7 @@ from service.engine.hardware import Choice
 from service.engine.supervised import SupervisedEngine
 from service.engine.vllm_engine import start_vllm
 from service.keys import KeyRing
-from service.logs import TextLog
+from service.logs import TextLog, log_unhandled
 from service.metrics import Metrics, serve_metrics
 from service.observer import Observer, Observers
 from service.registry.snapshots import snapshots
@@ -78,6 +78,7 @@ async def serve(settings: Settings) -> None:
         if settings.watch:
             background.append(reload_changed(settings.classifiers, deployer, catalogue, lambda: engine.is_serving))
         stop = asyncio.Event()
+        asyncio.get_running_loop().set_exception_handler(log_unhandled)
         for each in STOPPING:
             asyncio.get_running_loop().add_signal_handler(each, stop.set)
         async with (

@@ -13,5 +13,5 @@ console = Console()
 def configured() -> Settings:
     """Settings with logging set up by them."""
     loaded = load_settings()
-    set_up_logging(loaded.log_level, loaded.log_format)
+    set_up_logging(loaded.log_level, loaded.log_format, loaded.log_texts)
     return loaded

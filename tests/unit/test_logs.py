@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import logging
 import re
@@ -14,7 +16,7 @@ from service.call import Call, changed_call
 from service.classify import Classify
 from service.engine.fake_engine import FakeEngine
 from service.errors import EngineError, FantailError
-from service.logs import NOISY, TextLog, set_up_logging
+from service.logs import NOISY, TextLog, log_unhandled, set_up_logging
 from service.observer import Observer
 from service.prompt.builder import PromptBuilder
 from tests.integration.harness import NAMES, small_registry
@@ -74,6 +76,43 @@ def test_a_json_record_of_an_exception_has_its_traceback(capsys: Captured) -> No
     assert (record["message"], record["level"]) == ("it failed", "ERROR")
     assert record["traceback"].startswith("Traceback (most recent call last):\n")
     assert record["traceback"].endswith("ValueError: first\nsecond")
+
+
+def fail() -> None:
+    """As a library would that quotes what it was given, within our own failure and beside others."""
+    try:
+        raise ValueError(f"cannot read {SPOKEN!r}")
+    except ValueError as error:
+        raise ExceptionGroup(SPOKEN, [KeyError(SPOKEN), EngineError("The engine failed.")]) from error
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("texts", [False, True])
+def test_a_traceback_in_a_call_quotes_nothing_unless_texts_are_logged(capsys: Captured, form: Any, texts: bool) -> None:
+    set_up_logging("info", form, texts)
+    with changed_call(request_id="r-1"):
+        try:
+            fail()
+        except ExceptionGroup:
+            logger.exception("it failed")
+    said = capsys.readouterr().err
+    assert (SPOKEN in said) is texts
+    assert re.search("ValueError.*in fail.*ExceptionGroup.*KeyError.*EngineError: The engine failed", said, re.DOTALL)
+    assert len(said.splitlines()) == 1 or form == "text"
+
+
+async def test_a_task_that_failed_unheard_is_told_without_what_it_quotes(capsys: Captured) -> None:
+    set_up_logging("info", "json")
+    asyncio.get_running_loop().set_exception_handler(log_unhandled)
+
+    async def failing() -> None:
+        fail()
+
+    await asyncio.wait({asyncio.create_task(failing())})
+    gc.collect()
+    (record,) = records(capsys)
+    assert SPOKEN not in str(record)
+    assert re.search("never retrieved\n.*EngineError: The engine failed", record["message"], re.DOTALL)
 
 
 AWKWARD = [

@@ -6,20 +6,32 @@ Requests of every kind in one batch answer as alone, and none meets another's KV
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from service import workbench
 from service.asking import scoring_request
-from service.domain import Classifier
+from service.call import Call
+from service.classify import Classify
+from service.domain import Classification, Classifier
 from service.engine.base import EngineAdapter, ScoringRequest
 from service.engine.vllm_engine import VllmEngine, adapter_id
+from service.evaluation.predictions import read_predictions
+from service.evaluation.report import OURS
 from service.gate import Gate
 from service.registry.registry import Registry
-from service.start import GATE_TOLERANCE, Prompting
+from service.settings import Settings
+from service.start import GATE_TOLERANCE, Prompting, load_registry
+from service.training.records import read_records
 from service.training.reference import Reference
+from tests.support import classify_with
 from tests.vllm.comparing import assert_same, cold, conversation_of
-from tests.vllm.conftest import Strangers
+from tests.vllm.conftest import ROOT, Strangers
 from tests.vllm.faults import FAULTS
 from tests.vllm.parity import Expected, assert_parity
 from tests.vllm.recorded import Recorded
@@ -162,3 +174,35 @@ async def test_every_planted_fault_is_withheld_and_the_sound_classifier_is_serve
     assert sorted(failures) == sorted(FAULTS)
     for name, (_, says) in FAULTS.items():
         assert says in failures[name], failures
+
+
+async def test_what_is_evaluated_is_what_is_served(
+    engine: VllmEngine, settings: Settings, prompting: Prompting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serving(*ignore: str) -> Classify:
+        return classify_with(load_registry(settings, prompting, *ignore), prompting.builder, engine)
+
+    @contextlib.asynccontextmanager
+    async def start(settings: Settings, *ignore: str) -> AsyncIterator[Classify]:
+        yield serving(*ignore)
+
+    monkeypatch.setattr(workbench, "start_classify", start)
+    bank, data, console = ROOT / "classifiers" / "data" / "bank.jsonl", tmp_path / "some.jsonl", Console(quiet=True)
+    data.write_text("".join(bank.read_text(encoding="utf-8").splitlines(keepends=True)[:8]), encoding="utf-8")
+    plan = workbench.EvaluationPlan([data], "all", [], tmp_path, (), {}, cards=False)
+    await workbench.evaluate(settings, plan, console)
+    written = read_predictions(tmp_path / "predictions.json")[OURS]
+    served = serving()
+    names = served.catalogue.current.serving_names
+    assert (sorted(written), len(names)) == (sorted(names), 16)
+    for record in read_records([data], {name: written[name].labels for name in names}):
+        answered = await served.fan_out(record.conversation, (), Call())
+        for _, answer in answered.results:
+            assert isinstance(answer, Classification)
+            found = written[answer.classifier]
+            place = found.ids.index(record.conversation.id)
+            assert found.probabilities[place] == pytest.approx(answer.probabilities, abs=1e-4)
+            assert found.raw[place] == pytest.approx(answer.raw_probabilities, abs=1e-4)
+    held = [tmp_path / "predictions.json", settings.classifiers]
+    for compared in await workbench.compare_revisions(settings, *held, [data], "all", console):
+        assert (compared.mended, compared.broken, compared.changed) == ((), (), ())

@@ -17,6 +17,9 @@ from tests.vllm.asking import TURNS, is_said_to_serve
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 
+ENDING_SECONDS = 10
+"""After the grace, for the engine's processes to end."""
+
 NOBODY = "nobody listens"
 
 
@@ -66,6 +69,22 @@ async def test_a_server_that_is_stopped_while_its_engine_starts_ends_with_0_and_
         assert (code, seconds < GRACE_SECONDS) == (0, True)
         gone, alive = await asyncio.to_thread(psutil.wait_procs, engines, timeout=30)
         assert (gone, alive) == (engines, [])
+
+
+@pytest.mark.faults
+async def test_work_that_outlasts_the_grace_is_given_up_and_told_and_the_server_ends_with_0() -> None:
+    with running_server(FANTAIL_GRACE_SECONDS="2") as server:
+        async with server.client() as client:
+            await asyncio.wait_for(client.wait_until_serving(), 300)
+            call = asyncio.create_task(
+                client.fan_out([("customer", "nothing of it is known. " * 300)] * 3, timeout=120)
+            )
+            await server.is_busy_with(call)
+            code, seconds = await asyncio.to_thread(server.terminate)
+            with pytest.raises(RpcError) as given_up:
+                await call
+    assert (code, seconds < 2 + ENDING_SECONDS) == (0, True)
+    assert given_up.value.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 async def refusal(client: FantailClient) -> str:

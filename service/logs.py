@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 NOISY = ("httpx", "urllib3", "asyncio", "watchfiles")
+UNHEARD = logging.getLogger("asyncio")
+"""Tells of tasks that failed outside every call, though what they worked on may be a call's."""
+
 QUIET = ("opentelemetry",)
 """Tells of whatever callers send as trace context, as a warning."""
 
@@ -43,30 +46,29 @@ def _with_request(record: logging.LogRecord) -> bool:
 
 def _without_texts(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    if error is not None and current_call().request_id:
+    if error is not None and (current_call().request_id or record.name == UNHEARD.name):
         record.exc_info, record.exc_text = None, "".join(told(error))
     return True
 
 
-def told(error: BaseException) -> Iterator[str]:
+def told(error: BaseException, *after: BaseException) -> Iterator[str]:
     """An exception's traceback, with all it came from. Only our own errors say more than their type: any other may
-    quote what it was given."""
+    quote what it was given. `after`: what came from it, which is not told again where a chain is a ring."""
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    if before is not None:
-        yield from told(before)
+    if before is not None and before not in (error, *after):
+        yield from told(before, error, *after)
         yield "\n\nfrom which came:\n\n"
     yield "Traceback (most recent call last):\n"
     yield from traceback.format_tb(error.__traceback__)
     yield type(error).__qualname__ + (f": {error}" if isinstance(error, FantailError) else "")
     for each in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
         yield "\n\nof which one is:\n\n"
-        yield from told(each)
+        yield from told(each, error, *after)
 
 
 def log_unhandled(loop: asyncio.AbstractEventLoop, about: dict[str, Any]) -> None:
-    """Says that a task failed and nobody asked; asyncio's own words quote the exception."""
-    error = about.get("exception")
-    logger.error("%s\n%s", about["message"], "" if error is None else "".join(told(error)))
+    """Says that a task failed and nobody asked; asyncio's own words quote the exception beside its traceback."""
+    UNHEARD.error(about["message"], exc_info=about.get("exception"))
 
 
 def _json_formatter() -> logging.Formatter:

@@ -101,8 +101,9 @@ def test_a_traceback_in_a_call_quotes_nothing_unless_texts_are_logged(capsys: Ca
     assert len(said.splitlines()) == 1 or form == "text"
 
 
-async def test_a_task_that_failed_unheard_is_told_without_what_it_quotes(capsys: Captured) -> None:
-    set_up_logging("info", "json")
+@pytest.mark.parametrize("texts", [False, True])
+async def test_a_task_that_failed_unheard_quotes_nothing_unless_texts_are_logged(capsys: Captured, texts: bool) -> None:
+    set_up_logging("info", "json", texts)
     asyncio.get_running_loop().set_exception_handler(log_unhandled)
 
     async def failing() -> None:
@@ -111,8 +112,22 @@ async def test_a_task_that_failed_unheard_is_told_without_what_it_quotes(capsys:
     await asyncio.wait({asyncio.create_task(failing())})
     gc.collect()
     (record,) = records(capsys)
+    assert (SPOKEN in str(record)) is texts
+    assert record["message"] == "Task exception was never retrieved"
+    assert re.search("ValueError.*in fail.*KeyError.*EngineError: The engine failed", record["traceback"], re.DOTALL)
+
+
+def test_an_exception_that_comes_from_itself_is_told_once(capsys: Captured) -> None:
+    set_up_logging("info", "json")
+    with changed_call(request_id="r-1"):
+        try:
+            error = ValueError(SPOKEN)
+            raise error from error
+        except ValueError:
+            logger.exception("it failed")
+    (record,) = records(capsys)
+    assert record["traceback"].count("ValueError") == 1
     assert SPOKEN not in str(record)
-    assert re.search("never retrieved\n.*EngineError: The engine failed", record["message"], re.DOTALL)
 
 
 AWKWARD = [

@@ -38,8 +38,8 @@ OPERATOR, CALLER, HURRIED = "operator-key", "caller-key", "hurried-key"
 SERVED = (classification_service_pb2, admin_service_pb2, health_pb2, reflection_pb2)
 METHODS: dict[str, MethodDescriptor] = {
     f"/{service.full_name}/{method.name}": method
-    for file in (each.DESCRIPTOR for each in SERVED)
-    for service in file.services_by_name.values()
+    for each in SERVED
+    for service in each.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
 

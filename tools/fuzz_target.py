@@ -125,11 +125,12 @@ class Target:
 
     async def send(self, each: Input) -> Ended:
         """Make the call; a status is an end like any other."""
+        seconds, unanswered = (HANGS_UP_SECONDS, HUNG_UP) if each.method == ENDLESS else (REPLY_SECONDS, NO_REPLY)
         try:
-            async with asyncio.timeout(HANGS_UP_SECONDS if each.method == ENDLESS else REPLY_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await (self._raw(each) if each.raw else self._gentle(each))
         except TimeoutError:
-            return Ended(HUNG_UP if each.method == ENDLESS else NO_REPLY)
+            return Ended(unanswered)
 
     async def wrong_when_idle(self) -> list[str]:
         """What calls have left behind, a sentence each; waits a little for those that were just cancelled."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import traceback
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from service.call import Call, current_call
 from service.domain import Conversation
@@ -26,10 +27,8 @@ QUIET = ("opentelemetry",)
 
 def set_up_logging(level: str, form: Literal["text", "json"], texts: bool = False) -> None:
     """Send every record to standard error in that form. `texts`: exceptions may quote what customers write."""
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler() if texts else _WithoutTexts()
     handler.addFilter(_with_request)
-    if not texts:
-        handler.addFilter(_without_texts)
     handler.setFormatter(_json_formatter() if form == "json" else logging.Formatter(TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in NOISY:
@@ -44,11 +43,15 @@ def _with_request(record: logging.LogRecord) -> bool:
     return True
 
 
-def _without_texts(record: logging.LogRecord) -> bool:
-    error = record.exc_info[1] if record.exc_info else None
-    if error is not None and (current_call().request_id or record.name == UNHEARD.name):
-        record.exc_info, record.exc_text = None, "".join(told(error))
-    return True
+class _WithoutTexts(logging.StreamHandler[TextIO]):
+    """Writes of a call's exception only what `told` says. Other handlers get the record as it was logged."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and (current_call().request_id or record.name == UNHEARD.name):
+            record = copy.copy(record)
+            record.exc_info, record.exc_text = None, "".join(told(error))
+        return super().format(record)
 
 
 def told(error: BaseException, *after: BaseException) -> Iterator[str]:

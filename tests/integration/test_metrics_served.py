@@ -95,7 +95,7 @@ def test_every_metric_of_the_list_is_served_with_its_help_and_kind(
 def test_every_unit_of_the_list_is_served(metrics: TellingMetrics, look: Look) -> None:
     units = {name: each.unit for name, each in look().families.items() if name.startswith("fantail_")}
     assert units == {each.served_name.removesuffix("_total"): each.unit for each in LIST}
-    assert {unit for unit in units.values() if unit} == {"seconds", "ratio", "tokens_per_second"}
+    assert {unit for unit in units.values() if unit} == {"seconds", "ratio", "tokens_per_second", "bytes"}
 
 
 def test_every_label_of_the_list_is_served(metrics: TellingMetrics, registry: Registry, look: Look) -> None:

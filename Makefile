@@ -27,7 +27,7 @@ test-faults: .venv/installed  ## faults planted in the engine, then a real serve
 	$(BIN)/python -m tests.faults
 
 fuzz: .venv/installed  ## 100,000 hostile inputs on the wire; prints what became of them
-	GRPC_VERBOSITY=NONE $(BIN)/python -m tools.fuzz
+	GRPC_VERBOSITY=NONE MALLOC_ARENA_MAX=1 $(BIN)/python -m tools.fuzz
 
 test-fast: .venv/installed  ## everything that needs no engine
 	$(BIN)/python -m pytest -m "not engine" -n $(WORKERS) --dist loadfile

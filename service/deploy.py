@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
+MAX_FOLDER = 4096
+"""Characters; Linux opens no longer path, and following one that is a message long would hold up every call."""
+
 
 class Deployer:
     """Makes changes one after the other, each to its end: one that its caller gives up goes on."""
@@ -203,8 +206,9 @@ class Deployer:
         registry = self._catalogue.current
         registry.get(name)
         candidates = self._folders.candidates
-        if not folder or "\0" in folder or not is_inside(candidates / folder, candidates):
-            raise FolderOutsideError(f"The folder must be named relative to {candidates.name}/.", "folder")
+        if not 0 < len(folder) <= MAX_FOLDER or "\0" in folder or not is_inside(candidates / folder, candidates):
+            message = f"The folder must be named relative to {candidates.name}/, in at most {MAX_FOLDER} characters."
+            raise FolderOutsideError(message, "folder")
         found = await self._copy(name, candidates / folder, candidates)
         if any(each.revision == found.revision for each in registry.revisions(name)):
             await self._drop(found)

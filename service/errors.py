@@ -138,7 +138,7 @@ class InvalidTrafficError(InvalidRequestError):
 
 
 class FolderOutsideError(InvalidRequestError):
-    """A folder's name leads out of where revisions are loaded from."""
+    """A folder's name leads out of where revisions are loaded from, or is longer than any path."""
 
 
 class MalformedRequestError(InvalidRequestError):

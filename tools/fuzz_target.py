@@ -185,6 +185,8 @@ class Target:
             trailing: Any = error.trailing_metadata() or ()
             detailed = any(key == DETAILS_KEY for key, _ in trailing)
             return Ended(error.code().name, (), detailed, error.details() or "")
+        finally:
+            call.cancel()  # gRPC does not when its caller is cancelled in the very moment that the request is sent
 
 
 def problem(each: Input, ended: Ended) -> str | None:

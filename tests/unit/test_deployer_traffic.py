@@ -87,9 +87,11 @@ async def test_a_candidate_of_a_classifier_that_is_not_served_is_refused(served:
 
 
 OUTSIDE = ["", ".", "..", "../classifiers/refund", "2/../../classifiers/refund", "/etc", "a\0b", "link", "link/refund"]
+TOO_LONG = ["x" * 4097, "2/x" * 2000]
+NOT_THERE = ["missing", "file", "x" * 300, "2/x" * 1365, "x" * 4096]
 
 
-@pytest.mark.parametrize("folder", OUTSIDE, ids=repr)
+@pytest.mark.parametrize("folder", [*OUTSIDE, *TOO_LONG], ids=lambda folder: repr(folder)[:30])
 async def test_a_folder_outside_the_candidates_is_refused(served: Served, folder: str) -> None:
     (served.candidates / "link").symlink_to(served.classifiers)
     with pytest.raises(FolderOutsideError) as caught:
@@ -99,7 +101,7 @@ async def test_a_folder_outside_the_candidates_is_refused(served: Served, folder
     served.require_tidy()
 
 
-@pytest.mark.parametrize("folder", ["missing", "file", "x" * 300, "2/x" * 2000], ids=lambda folder: folder[:8])
+@pytest.mark.parametrize("folder", NOT_THERE, ids=lambda folder: folder[:8])
 async def test_a_folder_that_is_not_there_is_refused(served: Served, folder: str) -> None:
     (served.candidates / "file").write_text("")
     with pytest.raises(RevisionRefusedError) as caught:

@@ -197,7 +197,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
               "metadata": {"field": "shares"}} with INVALID_ARGUMENT
     """
     ERROR_REASON_FOLDER_OUTSIDE: _ErrorReason.ValueType  # 30
-    """The name of a folder leads out of the folder that revisions are loaded from.
+    """The name of a folder leads out of the folder that revisions are loaded from, or is longer than any path.
 
     Example: {"reason": "ERROR_REASON_FOLDER_OUTSIDE", "domain": "fantail.v1",
               "metadata": {"field": "folder"}} with INVALID_ARGUMENT
@@ -387,7 +387,7 @@ Example: {"reason": "ERROR_REASON_TRAFFIC_INVALID", "domain": "fantail.v1",
           "metadata": {"field": "shares"}} with INVALID_ARGUMENT
 """
 ERROR_REASON_FOLDER_OUTSIDE: ErrorReason.ValueType  # 30
-"""The name of a folder leads out of the folder that revisions are loaded from.
+"""The name of a folder leads out of the folder that revisions are loaded from, or is longer than any path.
 
 Example: {"reason": "ERROR_REASON_FOLDER_OUTSIDE", "domain": "fantail.v1",
           "metadata": {"field": "folder"}} with INVALID_ARGUMENT

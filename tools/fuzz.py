@@ -47,7 +47,7 @@ WARM_UP = 0.25
 """Share of the calls after which memory is looked at for the first time: by then caches that are bounded are full."""
 
 MOST_GROWTH_MIB = 32.0
-TABLE_WIDTH = 160
+TABLE_WIDTH = 200
 EVERY = list(HealthCheck)
 
 

@@ -15,6 +15,9 @@ from service.problems import sentences
 
 CALIBRATION_FILE = "calibration.json"
 
+ROUNDING = 0.01
+"""By how much shares that were rounded may miss their sum."""
+
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -66,6 +69,8 @@ def load_calibration(
         problems.append(f"{CALIBRATION_FILE}: thresholds for unknown labels {unknown}")
     if file.reference is not None and set(file.reference.shares) != set(labels):
         problems.append(f"{CALIBRATION_FILE}: shares are of {sorted(file.reference.shares)}, not of the labels")
+    elif file.reference is not None and abs((total := sum(file.reference.shares.values())) - 1.0) > ROUNDING:
+        problems.append(f"{CALIBRATION_FILE}: shares sum to {total:.4g}, not to 1")
     if problems:
         return None, None, problems
     bias = tuple(file.bias[label] for label in labels)

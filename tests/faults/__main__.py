@@ -26,6 +26,7 @@ async def suffer(fault: Fault, server: Server, known: Account) -> tuple[Account,
     account = Account(known=known.known)
     async with server.client() as client, steady_load(client, account, CALLERS):
         await account.hears_again(60)
+        account.harmed()
         try:
             seen, expected = await fault.do(server, account), True
         except UnexpectedError as error:
@@ -42,8 +43,8 @@ async def suffer(fault: Fault, server: Server, known: Account) -> tuple[Account,
 async def run(faults: list[Fault], console: Console) -> bool:
     """Run the faults against one server; True when all went as expected."""
     table = Table(title=f"faults under the load of {CALLERS} callers, fan-outs of all classifiers")
-    for column in ("fault", "expected", "seen", "calls", "wrong", "lost", "longest silence"):
-        table.add_column(column, justify="right" if column in ("wrong", "lost", "longest silence") else "left")
+    for column in ("fault", "expected", "seen", "calls", "wrong", "lost", "time to recover"):
+        table.add_column(column, justify="right" if column in ("wrong", "lost", "time to recover") else "left")
     fine = True
     with running_server(FANTAIL_STALL_SECONDS=str(STALL_SECONDS)) as server:
         async with FantailClient(server.address, key=server.key) as client, asyncio.timeout(START_SECONDS):
@@ -61,7 +62,7 @@ async def run(faults: list[Fault], console: Console) -> bool:
                 summary(account.calls),
                 str(len(account.wrong)),
                 str(len(account.lost)),
-                f"{account.silence_s:.1f} s",
+                "–" if fault.ends else f"{account.silence_s:.1f} s",
             )
             for problem in (*account.wrong[:3], *account.lost[:3]):
                 console.print(f"[red]{fault.name}[/]: {problem}")

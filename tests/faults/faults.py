@@ -180,7 +180,7 @@ async def overload(server: Server, account: Account) -> str:
         raise UnexpectedError("; ".join((*more.wrong, *more.lost))[:200])
     if not more.refused["RESOURCE_EXHAUSTED"] or more.refused.keys() != {"RESOURCE_EXHAUSTED"}:
         raise UnexpectedError(summary(more.calls))
-    return summary(more.calls)
+    return f"{summary(more.calls)}; told within {more.refusal_s:.1f} s"
 
 
 async def terminate(server: Server, account: Account) -> str:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
 from google.rpc import code_pb2
+from grpc import StatusCode
 
 from service.client import FantailClient, RpcError, Turns
 from service.pb.fantail.v1 import classification_service_pb2 as pb
@@ -41,7 +42,8 @@ Answer = tuple[str, tuple[float, ...]]
 class Account:
     """What became of every call. `known`: what each revision answers about each talk, learnt from its first answer, or
     given; an answer of a known revision that differs is wrong. `silence_s`: longest time without an answer of all
-    classifiers; `refused`: codes of calls and of single classifiers that got no answer."""
+    classifiers since `harmed`; `refused`: codes of calls and of single classifiers that got no answer; `refusal_s`: the
+    longest that a call waited to be told that there is no room for it."""
 
     calls: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -49,6 +51,7 @@ class Account:
     lost: list[str] = field(default_factory=list)
     known: dict[tuple[int, str, str], Answer] = field(default_factory=dict)
     silence_s: float = 0.0
+    refusal_s: float = 0.0
     answered_at: float = field(default_factory=time.monotonic)
 
     def answered(self, talk: int, response: pb.FanOutResponse) -> None:
@@ -73,6 +76,10 @@ class Account:
         self.silence_s = max(self.silence_s, now - self.answered_at)
         self.answered_at = now
 
+    def harmed(self) -> None:
+        """Count silence from now on: the fault is brought about."""
+        self.silence_s, self.answered_at = 0.0, time.monotonic()
+
     async def hears_again(self, seconds: float) -> bool:
         """Wait until all classifiers answer a call from now on; False when that takes too long."""
         now = time.monotonic()
@@ -82,9 +89,14 @@ class Account:
             await asyncio.sleep(0.05)
         return False
 
-    def failed(self, error: RpcError) -> None:
+    def failed(self, error: RpcError, seconds: float) -> None:
+        """Take down a call that was refused after so long; one for lack of room must be told when to come again."""
         self.calls[f"{error.code.name} {error.reason}".strip()] += 1
         self._refused(error.code.name, str(error))
+        if error.code is StatusCode.RESOURCE_EXHAUSTED:
+            self.refusal_s = max(self.refusal_s, seconds)
+            if not error.retry_after_s:
+                self.lost.append(f"no RetryInfo: {error}")
 
     def _refused(self, code: str, why: str) -> None:
         self.refused[code] += 1
@@ -105,12 +117,12 @@ async def steady_load(client: FantailClient, account: Account, callers: int) -> 
         for number in itertools.count(first):
             if stop.is_set():
                 return
-            talk = number % len(TALKS)
+            talk, began = number % len(TALKS), time.monotonic()
             try:
                 async with asyncio.timeout(CALL_SECONDS + LATE_SECONDS):
                     account.answered(talk, await client.fan_out(TALKS[talk], timeout=CALL_SECONDS))
             except RpcError as error:
-                account.failed(error)
+                account.failed(error, time.monotonic() - began)
                 await asyncio.sleep(min(0.2, error.retry_after_s or 0.2))
             except TimeoutError:
                 account.lost.append("a call did not end")

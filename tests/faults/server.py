@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,15 @@ from typing import Any
 import psutil
 
 from service.client import FantailAdminClient, FantailClient
+from service.domain import Classifier
+from service.engine.base import engine_adapter
 from service.keys import new_key
 from service.pb.fantail.v1 import admin_service_pb2 as admin
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE_SECONDS = 30
 STOP_SECONDS = 90
+RESIDENT = "fantail_adapter_resident"
 LAST_WORDS = 40
 """Lines of a server's log that are shown with a test that fails."""
 
@@ -72,6 +75,11 @@ class Server:
         for process in self.engine_processes():
             process.suspend()
 
+    def resume_engine(self) -> None:
+        """Send SIGCONT."""
+        for process in self.engine_processes():
+            process.resume()
+
     def suspend(self) -> None:
         """Send SIGSTOP to all its processes, the server's own first."""
         for process in family_of(self.process):
@@ -98,6 +106,11 @@ class Server:
     async def comes_to_count(self, name: str, seconds: float) -> bool:
         """Wait until it counts this series; False when that takes too long."""
         return await _comes_true(lambda: name in self.series(), seconds)
+
+    async def comes_to_hold(self, adapters: Iterable[Classifier], seconds: float) -> bool:
+        """Wait until the engine itself lists the adapters of these and no other; False when that takes too long."""
+        wanted = {f'{RESIDENT}{{adapter="{each.name}"}}' for each in map(engine_adapter, adapters) if each}
+        return await _comes_true(lambda: {name for name in self.series() if RESIDENT in name} == wanted, seconds)
 
     def _in_use(self) -> float | None:
         """Requests and KV blocks in use, as the engine itself counts them; None while the server cannot say."""

@@ -2,7 +2,8 @@
 
 Go and Java are compiled where Debian has them: `apt-get install golang-go protoc-gen-go protoc-gen-go-grpc
 golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev`, and `default-jdk-headless protobuf-compiler
-protobuf-compiler-grpc-java-plugin libgrpc-java libgoogle-common-protos-java libgeronimo-annotation-1.3-spec-java`.
+protobuf-compiler-grpc-java-plugin libgrpc-java libprotobuf-java libgoogle-common-protos-java
+libgeronimo-annotation-1.3-spec-java`.
 """
 
 from __future__ import annotations

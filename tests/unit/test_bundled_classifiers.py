@@ -151,6 +151,20 @@ def test_every_conversation_has_every_label_and_no_label_is_rare(
             assert counts[label] / len(records) >= least_share(known), f"{name}: {label}"
 
 
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_drift_is_measured_from_answers_like_the_labels_of_the_calibration_split(
+    folder: Path, loader: RegistryLoader, records: list[Record]
+) -> None:
+    classifier, _ = loader.load_one(folder)
+    assert classifier is not None
+    assert classifier.calibration is not None
+    reference = classifier.calibration.reference
+    assert reference is not None
+    labelled = Counter(each.labels[folder.name] for each in records if each.split == "calibration")
+    wanted = [labelled[label.name] / labelled.total() for label in classifier.labels]
+    assert reference.shares == pytest.approx(wanted, abs=0.1)
+
+
 def test_conversations_are_of_1_to_25_turns(records: list[Record]) -> None:
     lengths = {len(record.conversation.turns) for record in records}
     assert (min(lengths), max(lengths)) == (1, 25)

@@ -1,4 +1,4 @@
-"""Calibration: probabilities are bent towards the truth, and thresholds are chosen where they reach their target."""
+"""Calibration: probabilities are bent towards the truth, and what is fitted reaches its targets."""
 
 from __future__ import annotations
 
@@ -16,15 +16,12 @@ from service.evaluation.predictions import Predictions
 from service.registry.manifest import Target
 from service.scoring.calibration import (
     FLOOR,
-    MIN_PRECISION_RECORDS,
     MIN_SCALE,
     PRIOR_RECORDS,
     calibrate,
     fit,
-    precision_threshold,
-    recall_threshold,
 )
-from service.scoring.decision import BELOW_THRESHOLD, LABEL_MASS_TOO_LOW, decide
+from service.scoring.decision import decide
 
 Probabilities = NDArray[np.float64]
 Gold = NDArray[np.int64]
@@ -145,78 +142,6 @@ def test_nothing_cannot_be_fitted() -> None:
         fit(np.empty((0, 2)), np.empty(0, dtype=np.int64))
 
 
-def slow_precision_threshold(chosen: list[float], right: list[bool], target: float) -> float | None:
-    for bound in sorted(chosen):
-        answered = [good for confidence, good in zip(chosen, right, strict=True) if confidence >= bound]
-        if len(answered) >= MIN_PRECISION_RECORDS and sum(answered) / len(answered) >= target:
-            return bound
-    return None
-
-
-def slow_recall_threshold(deserving: list[float], target: float) -> float | None:
-    for bound in sorted(deserving, reverse=True):
-        if bound > 0 and sum(confidence >= bound for confidence in deserving) / len(deserving) >= target:
-            return bound
-    return None
-
-
-@pytest.mark.parametrize("digits", [1, 6], ids=["many ties", "hardly a tie"])
-@pytest.mark.parametrize("seed", range(10))
-def test_a_precision_threshold_is_the_least_that_reaches_its_target(seed: int, digits: int) -> None:
-    numbers = np.random.default_rng(seed)
-    chosen = numbers.uniform(0.4, 1, numbers.integers(15, 80)).round(digits)
-    right = numbers.uniform(0, 1, len(chosen)) < chosen
-    for target in (0.5, 0.75, 0.9, 0.99):
-        expected = slow_precision_threshold(chosen.tolist(), right.tolist(), target)
-        assert precision_threshold(chosen, right, target) == expected
-
-
-@pytest.mark.parametrize("digits", [1, 6], ids=["many ties", "hardly a tie"])
-@pytest.mark.parametrize("seed", range(10))
-def test_a_recall_threshold_is_the_greatest_that_reaches_its_target(seed: int, digits: int) -> None:
-    numbers = np.random.default_rng(seed)
-    deserving = numbers.uniform(0.4, 1, numbers.integers(1, 40)).round(digits)
-    deserving[numbers.uniform(0, 1, len(deserving)) < 0.2] = 0.0
-    for target in (0.1, 0.5, 0.8, 0.95):
-        assert recall_threshold(deserving, target) == slow_recall_threshold(deserving.tolist(), target)
-
-
-@pytest.mark.parametrize(
-    ("chosen", "right"),
-    [
-        pytest.param([], [], id="never chosen"),
-        pytest.param([0.9, 0.8] * 20, [False, False] * 20, id="never right"),
-        pytest.param([0.9, 0.9] * 20, [True, False] * 20, id="right on one of two equals"),
-        pytest.param([0.9, 0.8] * 20, [False, True] * 20, id="the surest is wrong"),
-        pytest.param([0.9] * 19, [True] * 19, id="right, but too seldom to know"),
-    ],
-)
-def test_a_precision_out_of_reach_has_no_threshold(chosen: list[float], right: list[bool]) -> None:
-    assert precision_threshold(np.asarray(chosen), np.asarray(right, dtype=np.bool_), 0.9) is None
-
-
-@pytest.mark.parametrize(
-    "deserving", [[], [0.0, 0.0], [0.9, 0.0]], ids=["no record of the label", "never chosen", "chosen too seldom"]
-)
-def test_a_recall_out_of_reach_has_no_threshold(deserving: list[float]) -> None:
-    assert recall_threshold(np.asarray(deserving), 0.9) is None
-
-
-@pytest.mark.parametrize(
-    ("confidence", "reason"), [(0.599, BELOW_THRESHOLD), (0.6, None), (0.601, None)], ids=["below", "at it", "above"]
-)
-def test_a_confidence_below_its_labels_threshold_abstains(confidence: float, reason: str | None) -> None:
-    assert decide((1 - confidence, confidence), 1.0, 0.5, (0.0, 0.6)).abstain_reason == reason
-
-
-def test_the_threshold_of_another_label_does_not_matter() -> None:
-    assert decide((0.3, 0.7), 1.0, 0.5, (1.0, 0.0)).abstain_reason is None
-
-
-def test_a_low_mass_is_said_before_a_low_confidence() -> None:
-    assert decide((0.4, 0.6), 0.1, 0.5, (1.0, 1.0)).abstain_reason == LABEL_MASS_TOO_LOW
-
-
 def test_a_record_is_cross_fitted_without_its_own_fold() -> None:
     raw, gold = drawn(7, 40, 2, sharpness=3.0)
     other = np.where(np.arange(40) % FOLDS == 2, 1 - gold, gold)
@@ -258,6 +183,17 @@ def test_a_calibration_is_fitted_on_all_records() -> None:
 def test_the_errors_of_a_model_too_sure_of_itself_shrink(measure: str) -> None:
     errors = fit_calibration(SURE, {}).facts[measure]
     assert errors["calibrated"] < errors["raw"]
+
+
+def test_drift_is_measured_from_what_is_answered_on_records_that_the_fit_had_not_seen() -> None:
+    raw, gold = drawn(11, 250, 3, sharpness=2.0)
+    answered = cross_fitted(raw, gold)
+    counts = [sum(int(row.argmax() == label) for row in answered) for label in range(3)]
+    assert len(set(counts)) == 3
+    reference = fit_calibration(predictions(raw, gold), {}).calibration.reference
+    assert reference is not None
+    assert reference.shares == pytest.approx([count / 250 for count in counts], abs=1e-4)
+    assert reference.confidence == pytest.approx(sum(max(row) for row in answered.tolist()) / 250, abs=1e-4)
 
 
 def test_a_precision_target_is_reached_on_records_that_the_fit_had_not_seen() -> None:

@@ -1,20 +1,15 @@
-"""An evaluation's report and cards: slices, the worst mistakes, figures, and one page that needs nothing else."""
+"""An evaluation's report: slices, the worst mistakes, figures, and one page that needs nothing else."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from service.domain import Conversation, Role, Turn
-from service.evaluation.card import CARD_FILE, card, write_cards
 from service.evaluation.measures import measure
 from service.evaluation.predictions import Predictions
 from service.evaluation.report import (
@@ -30,36 +25,11 @@ from service.evaluation.report import (
     worst,
 )
 from service.training.records import Record
-from tests.support import manifest_toml, talk
+from tests.predicting import FOUR, GOOD, HELLO, ONE_CLASS, POOR, predictions, talks
+from tests.support import talk
 
 LOUD = {"href", "src", "srcset", "data", "action", "xlink:href"}
 """Attributes from which a browser may load."""
-
-
-def predictions(confidences: Sequence[float], gold: Sequence[int], sources: Sequence[str] = ()) -> Predictions:
-    """Answers that are the first label with these confidences; ids are the places in the list."""
-    size = len(gold)
-    found = np.asarray([[each, 1 - each] for each in confidences]).reshape(size, 2)
-    return Predictions(
-        ("yes", "no"),
-        "0123456789abcdef",
-        tuple(map(str, range(size))),
-        ("",) * size,
-        tuple(sources or ["invented"] * size),
-        np.asarray(gold, dtype=np.int64),
-        found,
-        found,
-        np.ones(size),
-        np.zeros(size, dtype=np.bool_),
-    )
-
-
-def talks(*conversations: Conversation) -> dict[str, Record]:
-    """Records by id, which is the place in the list."""
-    return {str(place): Record(replace(each, id=str(place)), {}) for place, each in enumerate(conversations)}
-
-
-HELLO = talk("hello")
 
 
 def in_slice(name: str, *conversations: Conversation) -> list[bool]:
@@ -120,11 +90,6 @@ def test_a_mistake_says_what_was_wanted_and_what_was_answered() -> None:
     (mistake,) = worst(predictions([0.8], [1]), talks(HELLO))
     assert (mistake.gold, mistake.label, mistake.confidence) == ("no", "yes", 0.8)
     assert mistake.conversation.turns == HELLO.turns
-
-
-GOOD, POOR = predictions([0.9, 0.8, 0.3, 0.6], [0, 0, 1, 1]), predictions([0.6, 0.4, 0.6, 0.6], [0, 0, 1, 1])
-ONE_CLASS = predictions([0.9, 0.8], [0, 0])
-FOUR = talks(HELLO, talk("hello", "good day"), *[talk("a", "b", "c")] * 2)
 
 
 def reports(**systems: Mapping[str, Predictions]) -> list[ClassifierReport]:
@@ -239,6 +204,31 @@ def test_a_page_plots_an_overview_and_every_classifier(page: str) -> None:
     assert Page(page).tags.count("svg") == 3
 
 
+@pytest.mark.parametrize(
+    "shown",
+    [
+        pytest.param(("answered", "labelled"), id="confusion"),
+        pytest.param(("confidence", "accuracy", "raw", "calibrated"), id="reliability before and after calibration"),
+    ],
+)
+def test_a_page_plots_of_every_classifier(page: str, shown: Sequence[str]) -> None:
+    overview, *plots = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert "macro-F1" in Page(overview).shown
+    for plot in plots:
+        assert set(shown) <= {each.strip() for each in Page(plot).shown.split("\n")}
+
+
+@pytest.mark.parametrize("key", ["ECE raw", "ECE", "Brier raw", "Brier"])
+def test_a_page_shows_the_means_before_and_after_calibration(page: str, key: str) -> None:
+    overview = page[page.index("mean over classifiers") : page.index("</table>", page.index("mean over classifiers"))]
+    assert f"<th>{key}</th>" in overview
+    assert {line.count("<td>") for line in re.findall(r"<tr>\s*<td>.*?</tr>", overview, re.DOTALL)} == {8}
+
+
+def test_a_page_heads_a_mistake_with_what_was_wanted_and_what_was_answered(page: str) -> None:
+    assert "3: labelled no, answered yes (0.600)" in Page(page).shown
+
+
 def test_a_page_shows_what_could_not_be_measured_as_a_dash(page: str) -> None:
     assert "nan" not in Page(page).shown
     assert "– to –" in Page(page).shown
@@ -246,55 +236,3 @@ def test_a_page_shows_what_could_not_be_measured_as_a_dash(page: str) -> None:
 
 def test_the_same_evaluation_makes_the_same_page() -> None:
     assert html(reports(), "title", {}) == html(reports(), "title", {})
-
-
-def evaluation(name: str = "refund", **systems: Mapping[str, Predictions]) -> dict[str, Any]:
-    """What `evaluation.json` holds."""
-    found = summary(classifier_reports({OURS: {name: GOOD}, **systems}, FOUR))
-    return found | {"base": "small", "date": "2026-01-02", "records": "4 test records", "data": "d1", "secret": HOSTILE}
-
-
-def card_text(**systems: Mapping[str, Predictions]) -> str:
-    found = evaluation(**systems)
-    return card("refund", "Whether money is wanted back.", found["classifiers"]["refund"], found)
-
-
-def test_a_card_says_what_was_measured_and_on_what() -> None:
-    text = card_text()
-    for each in (
-        "# refund\n",
-        "Whether money is wanted back.",
-        "0123456789abcdef",
-        "2026-01-02 on the 4 labelled ones among 4 test records",
-    ):
-        assert each in text
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param("| fantail | 0.750 (0.250 to 1.000) | 0.733 (", id="ours"),
-        pytest.param("| other | 0.250 (", id="another system"),
-        pytest.param("| no | 1 | 1 |", id="confusion"),
-        pytest.param("| 3 to 10 turns | 2 | 0.500 | – |", id="a slice of one class"),
-    ],
-)
-def test_a_card_holds_the_figures(row: str) -> None:
-    assert f"\n{row}" in card_text(other={"refund": POOR})
-
-
-def test_the_rows_of_each_table_of_a_card_are_equally_long() -> None:
-    tables = re.findall(r"(?:^\|.*\n)+", card_text(other={"refund": POOR}), re.MULTILINE)
-    widths = [{line.count("|") for line in table.splitlines()} for table in tables]
-    assert [len(each) for each in widths] == [1, 1, 1]
-
-
-def test_a_card_leaves_sources_out() -> None:
-    assert "invented" not in card_text()
-
-
-def test_a_card_is_written_into_each_classifiers_folder(tmp_path: Path) -> None:
-    (tmp_path / "refund").mkdir()
-    (tmp_path / "refund" / "classifier.toml").write_text(manifest_toml(), encoding="utf-8")
-    write_cards(tmp_path, evaluation())
-    assert (tmp_path / "refund" / CARD_FILE).read_text(encoding="utf-8").startswith("# refund\n\nWhether the customer")

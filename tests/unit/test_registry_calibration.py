@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from service.domain import Calibration
+from service.domain import Calibration, Reference
 from service.errors import ClassifierWithheldError, RegistryError
 from service.registry.calibration import CALIBRATION_FILE, load_calibration, write_calibration
 from service.registry.loader import RegistryLoader
@@ -19,7 +19,8 @@ from service.registry.manifest import load_manifest
 from tests.support import ABSENT, changed, manifest_toml
 
 LABELS = ("yes", "no")
-FITTED = Calibration(scale=1.25, bias=(0.5, -0.5), thresholds=(0.7, 0.0))
+FITTED = Calibration(scale=1.25, bias=(0.5, -0.5), thresholds=(0.7, 0.0), reference=Reference((0.6, 0.4), 0.85))
+ANSWERED = {"shares": {"yes": 0.6, "no": 0.4}, "confidence": 0.85}
 STALE = "calibration.json was fitted for another adapter, words, labels or targets; run `fantail calibrate refund`"
 NEEDED = "its targets need a calibration.json; run `fantail calibrate refund`"
 
@@ -46,6 +47,7 @@ def content(loader: RegistryLoader, folder: Path, **changes: Any) -> dict[str, A
         "scale": 1.25,
         "bias": {"yes": 0.5, "no": -0.5},
         "thresholds": {"yes": 0.7},
+        "reference": ANSWERED,
         "fitted_on": {"records": 200},
     }
     return changed(file, changes)
@@ -71,6 +73,7 @@ def test_a_classifier_without_the_file_is_served_uncalibrated(loader: RegistryLo
     [
         pytest.param({}, id="as written"),
         pytest.param({"bias": {"no": -0.5, "yes": 0.5}}, id="labels in another order"),
+        pytest.param({"reference": ANSWERED | {"shares": {"no": 0.4, "yes": 0.6}}}, id="shares in another order"),
         pytest.param({"thresholds": {"no": 0.0, "yes": 0.7}}, id="a threshold of 0"),
         pytest.param({"fitted_on": ABSENT}, id="not said on what"),
         pytest.param({"fitted_on": {"anything": [1, {"for": "people"}]}}, id="anything said of what"),
@@ -122,6 +125,15 @@ BROKEN = {
     "threshold above 1": ({"thresholds": {"yes": 1.001}}, "thresholds.yes: Input should be less than or equal to 1"),
     "threshold not a number": ({"thresholds": {"yes": float("nan")}}, "thresholds.yes: "),
     "threshold of another label": ({"thresholds": {"maybe": 0.5}}, "thresholds for unknown labels ['maybe']"),
+    "share of another label": (
+        {"reference": ANSWERED | {"shares": {"yes": 0.7, "no ": 0.3}}},
+        "shares are of ['no ', 'yes'], not",
+    ),
+    "shares of more than all": (
+        {"reference": ANSWERED | {"shares": {"yes": 0.7, "no": 0.7}}},
+        "shares sum to 1.4, not to 1",
+    ),
+    "confidence above 1": ({"reference": ANSWERED | {"confidence": 1.1}}, "reference.confidence: Input should be less"),
 }
 
 

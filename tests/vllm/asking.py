@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from typing import Any
 
 import grpc
 import pytest
@@ -21,9 +22,9 @@ TURNS: Turns = [(t["role"], t["text"]) for t in json.loads((ROOT / "examples/con
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
-def long_talk(opening: str) -> Turns:
-    """Several engine steps long, and not in any cache."""
-    return [("customer", f"{opening}: " + "where is it? " * 70)] * 8
+def long_talk(opening: str, messages: int = 8) -> Turns:
+    """Several engine steps long, 280 tokens for each message, and not in any cache."""
+    return [("customer", f"{opening}: " + "where is it? " * 70)] * messages
 
 
 def labels_of(results: Iterable[pb.FanOutResult]) -> dict[str, str]:
@@ -53,30 +54,58 @@ def require_same(one: pb.Classification, other: pb.Classification) -> None:
     ]
 
 
+async def streamed(client: FantailClient, turns: Turns) -> list[pb.FanOutResult]:
+    async with contextlib.aclosing(client.stream_fan_out(turns, timeout=60)) as stream:
+        return [result async for result in stream]
+
+
+async def followed(client: FantailClient, turns: Turns) -> pb.FanOutResponse | None:
+    async with client.follow(timeout=60) as conversation:
+        return await conversation.tell(turns)
+
+
+KINDS: dict[str, Callable[[FantailClient, Turns], Coroutine[Any, Any, object]]] = {
+    "FanOut": lambda client, turns: client.fan_out(turns, timeout=60),
+    "StreamFanOut": streamed,
+    "ClassifyBatch": lambda client, turns: client.classify_batch([turns] * 2, timeout=60),
+    "Follow": followed,
+}
+"""Of calls that a caller can have under way."""
+
+
 @contextlib.asynccontextmanager
 async def each_kind_of_call(client: FantailClient) -> AsyncIterator[dict[str, asyncio.Task[object]]]:
-    """Calls of every kind that a caller can have under way, by method; none is waited for."""
-
-    async def streamed() -> object:
-        async with contextlib.aclosing(client.stream_fan_out(TURNS, timeout=60)) as stream:
-            return [result async for result in stream]
-
-    async def followed() -> object:
-        async with client.follow(timeout=60) as conversation:
-            return await conversation.tell(TURNS)
-
-    calls: dict[str, asyncio.Task[object]] = {
-        "FanOut": asyncio.create_task(client.fan_out(TURNS, timeout=60)),
-        "StreamFanOut": asyncio.create_task(streamed()),
-        "ClassifyBatch": asyncio.create_task(client.classify_batch([TURNS] * 2, timeout=60)),
-        "Follow": asyncio.create_task(followed()),
-    }
+    """Calls of every kind, by method; none is waited for."""
+    calls = {method: asyncio.create_task(made(client, TURNS)) for method, made in KINDS.items()}
     try:
         yield calls
     finally:
         for call in calls.values():
             call.cancel()
         await asyncio.gather(*calls.values(), return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def asked_all_along(
+    client: FantailClient, classifiers: Sequence[Classifier]
+) -> AsyncIterator[list[pb.Classification]]:
+    """Fan-outs of these classifiers until the end, for each of them about its first probe; yields what each has
+    answered about its own. No call may fail."""
+    answers: list[pb.Classification] = []
+
+    async def about(turns: Turns, name: str) -> None:
+        while True:
+            results = (await client.fan_out(turns, [each.name for each in classifiers], timeout=60)).results
+            answers.extend(each.classification for each in results if each.classifier == name)
+
+    asking = [asyncio.create_task(about(probe_turns(each), each.name)) for each in classifiers]
+    try:
+        yield answers
+    finally:
+        for each in asking:
+            each.cancel()
+        ended = await asyncio.gather(*asking, return_exceptions=True)
+    assert not [each for each in ended if isinstance(each, Exception)]
 
 
 async def what_became_of(call: asyncio.Task[object]) -> set[str]:

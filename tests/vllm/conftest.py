@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from service.asking import scoring_request
+from service.client import FantailClient
 from service.domain import AdapterKind, Classifier, Conversation, Role, Turn
 from service.engine.base import EngineAdapter, engine_adapter
 from service.engine.hardware import choose, detect_hardware
@@ -21,6 +23,8 @@ from service.settings import Settings
 from service.start import Prompting, load_prompting, load_registry
 from service.training.reference import Reference
 from tests.conftest import RECORD_OPTION
+from tests.faults.server import Server, running_server
+from tests.integration.collecting import Collector, collecting
 from tests.vllm.adapters import random_adapter
 from tests.vllm.comparing import conversation_of
 from tests.vllm.faults import plant
@@ -29,6 +33,9 @@ from tests.vllm.recorded import Recorded
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = (1, 8, 20, 40, 80, 160, 320, 1000)
+STEP_TOKENS = 256
+"""Of the whole server, so that a long conversation takes it several steps."""
+
 APART = 293
 """How many records lie between the beginnings of two conversations, which so are of other people and matters."""
 
@@ -173,3 +180,27 @@ async def engine(engine_config: VllmConfig, faulty: Registry) -> AsyncIterator[V
     config = replace(engine_config, adapters=(*engine_config.adapters, *planted))
     async with start_vllm(config) as engine:
         yield engine
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server, and what it sends its spans to."""
+
+    server: Server
+    collector: Collector
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with collecting() as collector:
+        settings = {"OTLP_ENDPOINT": collector.address, "STEP_TOKENS": str(STEP_TOKENS), "LOG_FORMAT": "json"}
+        with running_server(**{f"FANTAIL_{name}": value for name, value in settings.items()}) as server:
+            yield Served(server, collector)
+
+
+@pytest.fixture
+async def client(served: Served) -> AsyncIterator[FantailClient]:
+    async with FantailClient(served.server.address, key=served.server.key) as connected:
+        async with asyncio.timeout(300):
+            await connected.wait_until_serving()
+        yield connected

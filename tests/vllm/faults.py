@@ -144,6 +144,17 @@ def vouch(folder: Path, prompting: Prompting, base: BaseModel) -> None:
     write_probes(folder, tuple(label.name for label in found.labels), probes)
 
 
+def halved(folder: Path, prompting: Prompting) -> Classifier:
+    """Change a classifier so that it answers otherwise, by half of its adapter, and prove it anew."""
+    before = classifier_in(folder, prompting).probes[0].probabilities
+    scale_alpha(folder, 0.5)
+    (folder / "calibration.json").unlink()
+    vouch(folder, prompting, prompting.base)
+    changed = classifier_in(folder, prompting)
+    assert max(abs(a - b) for a, b in zip(before, changed.probes[0].probabilities, strict=True)) > 0.02
+    return changed
+
+
 def classifier_in(folder: Path, prompting: Prompting) -> Classifier:
     found, problems = RegistryLoader(prompting.base, prompting.tokenizer, prompting.builder).load_one(folder)
     assert found is not None, problems

@@ -19,6 +19,13 @@ class Expected:
     probabilities: dict[int, list[float]]
 
 
+def every_fourth(expected: Expected) -> Expected:
+    """Of the requests every fourth, where all are compared."""
+    kept = range(0, len(expected.requests), 4)
+    requests = [expected.requests[place] for place in kept]
+    return Expected(requests, {new: expected.probabilities[place] for new, place in enumerate(kept)})
+
+
 async def assert_parity(engine: VllmEngine, expected: Expected, tolerance: float = 1e-3) -> None:
     """Send all requests at once, as fan-outs do, and compare."""
     answers = await asyncio.gather(*map(engine.score, expected.requests))

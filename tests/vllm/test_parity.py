@@ -20,7 +20,7 @@ from tests.support import classify_with
 from tests.vllm.adapters import asked_like
 from tests.vllm.comparing import cold, conversation_of
 from tests.vllm.conftest import CACHE_OFF, CRAMPED, Strangers
-from tests.vllm.parity import Expected, assert_parity
+from tests.vllm.parity import Expected, assert_parity, every_fourth
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
@@ -49,10 +49,19 @@ async def test_more_adapters_than_slots_take_turns_and_each_turn_is_counted(
     assert len(asked) - 5 <= swaps <= len(fan_outs[0].requests)
 
 
-@pytest.mark.parametrize("variant_engine", [CRAMPED, CACHE_OFF], indirect=True)
+@IN_CRAMPED_ROOM
 async def test_and_in_one_fan_out_after_the_other(variant_engine: VllmEngine, fan_outs: list[Expected]) -> None:
-    """In the cramped room everything is asked again, without a cache each reading is one of its own."""
+    """Everything is asked again."""
     for fan_out in fan_outs:
+        await assert_parity(variant_engine, fan_out)
+
+
+@pytest.mark.parametrize("variant_engine", [CACHE_OFF], indirect=True)
+async def test_and_where_each_reads_the_conversation_itself(
+    variant_engine: VllmEngine, fan_outs: list[Expected]
+) -> None:
+    """Which takes so long that of the adapters every fourth reads the two longest, the plain one among them."""
+    for fan_out in (*fan_outs[:-2], *map(every_fourth, fan_outs[-2:])):
         await assert_parity(variant_engine, fan_out)
 
 

@@ -9,8 +9,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -24,11 +22,12 @@ from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
 from service.registry.registry import Registry
 from service.start import Prompting
-from tests.faults.server import GRACE_SECONDS, Server, running_server
-from tests.integration.collecting import Collector, collecting
+from tests.faults.server import GRACE_SECONDS
 from tests.vllm.asking import (
+    KINDS,
     TRACE,
     TURNS,
+    asked_all_along,
     comes_to_be_said_not_to_serve,
     each_kind_of_call,
     is_traced,
@@ -40,37 +39,12 @@ from tests.vllm.asking import (
     what_became_of,
 )
 from tests.vllm.comparing import conversation_of
-from tests.vllm.conftest import ROOT
-from tests.vllm.faults import classifier_in, scale_alpha, vouch
+from tests.vllm.conftest import ROOT, STEP_TOKENS, Served
+from tests.vllm.faults import halved
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 AGREES = 'fantail_shadowed_total{classifier="sentiment",outcome="agrees"}'
-STEP_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class Served:
-    """A server, and what it sends its spans to."""
-
-    server: Server
-    collector: Collector
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    with collecting() as collector:
-        settings = {"OTLP_ENDPOINT": collector.address, "STEP_TOKENS": str(STEP_TOKENS), "LOG_FORMAT": "json"}
-        with running_server(**{f"FANTAIL_{name}": value for name, value in settings.items()}) as server:
-            yield Served(server, collector)
-
-
-@pytest.fixture
-async def client(served: Served) -> AsyncIterator[FantailClient]:
-    async with FantailClient(served.server.address, key=served.server.key) as connected:
-        async with asyncio.timeout(300):
-            await connected.wait_until_serving()
-        yield connected
 
 
 async def test_one_call_answers_all_classifiers_and_reads_the_conversation_once(
@@ -161,6 +135,21 @@ async def test_a_call_that_is_given_up_is_not_computed_to_its_end(served: Served
     assert again.usage.computed_tokens > STEP_TOKENS, "the engine had all but computed it"
 
 
+@pytest.mark.parametrize("method", KINDS)
+async def test_a_call_of_any_kind_that_is_given_up_is_not_computed_to_its_end(
+    served: Served, client: FantailClient, method: str
+) -> None:
+    talk = long_talk(f"{method} given up", 3)
+    served.server.suspend_engine()
+    call = asyncio.create_task(KINDS[method](client, talk))
+    await asyncio.sleep(0.5)
+    assert call.cancel()
+    served.server.resume_engine()
+    assert await served.server.is_idle(30)
+    again = await client.fan_out(talk, timeout=60)
+    assert again.usage.computed_tokens > STEP_TOKENS, "the engine had all but computed it"
+
+
 async def test_a_call_whose_deadline_passes_is_not_computed_to_its_end(served: Served, client: FantailClient) -> None:
     clock, seconds = asyncio.get_running_loop().time, []
     for number in range(2):
@@ -176,31 +165,25 @@ async def test_a_call_whose_deadline_passes_is_not_computed_to_its_end(served: S
     assert again.usage.computed_tokens > STEP_TOKENS, "the engine had all but computed it"
 
 
-async def test_under_load_a_changed_adapter_takes_over_and_every_answer_is_its_revisions_own(
+async def test_under_load_changed_adapters_take_over_and_every_answer_is_its_revisions_own(
     served: Served, client: FantailClient, registry: Registry, prompting: Prompting
 ) -> None:
-    old, folder, answers = registry.get("topic"), served.server.folder / "topic", []
-    scale_alpha(folder, 0.5)
-    (folder / "calibration.json").unlink()
-    vouch(folder, prompting, prompting.base)
-    new = classifier_in(folder, prompting)
-    assert max(abs(a - b) for a, b in zip(old.probes[0].probabilities, new.probes[0].probabilities, strict=True)) > 0.02
-
-    async def keep_asking() -> None:
-        while True:
-            answers.append((await client.classify(probe_turns(old), "topic", timeout=60)).classification)
-
-    asking = [asyncio.create_task(keep_asking()) for _ in range(3)]
-    (result,) = await served.server.reload()
-    assert (result.classifier, result.outcome, list(result.problems)) == ("topic", admin.RELOAD_OUTCOME_LOADED, [])
-    assert (result.previous_revision, result.revision) == (old.revision, new.revision)
-    answers.append((await client.classify(probe_turns(old), "topic", timeout=60)).classification)
-    for each in asking:
-        each.cancel()
-    assert not [each for each in await asyncio.gather(*asking, return_exceptions=True) if isinstance(each, Exception)]
-    for each in answers:
-        require_pefts_answer(each, old if each.revision == old.revision else new)
-    assert (answers[0].revision, answers[-1].revision) == (old.revision, new.revision)
+    old = {name: registry.get(name) for name in ("issue_resolved", "topic")}
+    new = {name: halved(served.server.folder / name, prompting) for name in old}
+    async with asked_all_along(client, [*old.values()]) as answers:
+        results = {each.classifier: each for each in await served.server.reload()}
+        for name, each in results.items():
+            assert (each.outcome, list(each.problems)) == (admin.RELOAD_OUTCOME_LOADED, [])
+            assert (each.previous_revision, each.revision) == (old[name].revision, new[name].revision)
+            answers.append((await client.classify(probe_turns(old[name]), name, timeout=60)).classification)
+    assert results.keys() == old.keys()
+    for found in answers:
+        known = {each.revision: each for each in (old[found.classifier], new[found.classifier])}
+        require_pefts_answer(found, known[found.revision])
+    seen = {(found.classifier, found.revision) for found in answers}
+    assert seen == {(name, each.revision) for each_of in (old, new) for name, each in each_of.items()}
+    served_now = {each.name: each for each in registry.select(())} | new
+    assert await served.server.comes_to_hold(served_now.values(), 30), "the engine holds others than those that answer"
 
 
 async def test_a_further_revision_answers_in_the_shadow_then_in_earnest_and_goes(

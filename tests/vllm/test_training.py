@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
@@ -32,6 +33,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 CONFIG = TrainingConfig(rank=2, alpha=4, target_modules=("q_proj", "down_proj"), epochs=2, batch=2, dropout=0.0)
 WORDS = ("human?", "resolved?", "x")
+WEIGHTS = Path("adapter") / "adapter_model.safetensors"
 
 
 @pytest.fixture
@@ -79,7 +81,8 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(prompting: Prom
     def run(checkpoint: Path, stop_after: int | None) -> list[torch.Tensor]:
         torch.manual_seed(3)
         model = AutoModelForCausalLM.from_pretrained(prompting.base.path, dtype=torch.float32)
-        fan = Fan(model, [prompting.builder.tail("human?")], CONFIG.target_modules, CONFIG.rank, CONFIG.alpha)
+        tails = [prompting.builder.tail("human?")]
+        fan = Fan(model, tails, CONFIG.target_modules, CONFIG.rank, CONFIG.alpha, dropout=0.05)
         examples = [
             Example(fan.read(prefix), torch.tensor([target]))
             for prefix, target in zip(prefixes(prompting, 20, 40, 60, 80), (9805, 787, 9805, 787), strict=True)
@@ -168,6 +171,7 @@ def test_a_classifier_of_ones_own_is_made_trained_on_ones_own_data_and_servable(
 ) -> None:
     trained = train(own, "--epochs", "1")
     assert trained.exit_code == 0, trained.output
+    assert all(bar in trained.output for bar in ("reading with the base model", "training"))
     found = RegistryLoader(prompting.base, prompting.tokenizer, prompting.builder).load(own)
     classifier = found.get("refund_request")
     assert (found.serving_names, classifier.flaw) == (("refund_request",), None)
@@ -181,7 +185,9 @@ def test_a_classifier_of_ones_own_is_made_trained_on_ones_own_data_and_servable(
     assert record["took"]["seconds"] > 0
 
 
-def test_an_interrupted_training_goes_on_where_it_was(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_training_goes_on_where_it_was_and_ends_as_one_that_was_not(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save, epochs = Trainer._save, []
 
     def interrupted(trainer: Trainer) -> None:
@@ -195,6 +201,12 @@ def test_an_interrupted_training_goes_on_where_it_was(own: Path, monkeypatch: py
     assert train(own, "--epochs", "2").exit_code == 0
     assert epochs == [1, 2]
     assert not list((own.parent / "cache").rglob("checkpoint.pt"))
+    resumed = load_file(own / "refund_request" / WEIGHTS)
+    assert train(own, "--epochs", "2").exit_code == 0
+    assert epochs == [1, 2, 1, 2]
+    whole = load_file(own / "refund_request" / WEIGHTS)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.allclose(whole[name], resumed[name], atol=1e-6) for name in whole)
 
 
 def test_an_adapter_that_is_exported_otherwise_than_it_was_trained_is_refused(
@@ -209,9 +221,7 @@ def test_an_adapter_that_is_exported_otherwise_than_it_was_trained_is_refused(
 
 def test_all_shipped_adapters_together_stay_under_60_megabytes(classifiers: tuple[Classifier, ...]) -> None:
     sizes = [
-        (classifier.adapter.path / "adapter_model.safetensors").stat().st_size
-        for classifier in classifiers
-        if classifier.adapter
+        (classifier.adapter.path / WEIGHTS.name).stat().st_size for classifier in classifiers if classifier.adapter
     ]
     assert len(sizes) == 16
     assert sum(sizes) < 60e6

@@ -16,8 +16,8 @@ from rich.progress import Progress
 
 from loadtest.growth.adapters import ADAPTERS, SLOTS, memory, per_adapter
 from loadtest.growth.curve import Curve, read, show, write
+from loadtest.growth.reloads import RELOADS, per_reload
 from loadtest.growth.requests import CONVERSATION_TOKENS, COUNTS, TURNS, per_call, per_classifier, per_token, per_turn
-from loadtest.growth.revisions import REVISIONS, per_revision
 from loadtest.output import positive, wide_console
 from loadtest.server import provenance
 
@@ -39,7 +39,7 @@ CURVES: dict[str, tuple[str, str, str, Measure, int]] = {
     "turns": ("cost per turn of a live conversation", "turn", "s", per_turn, TURNS - 1),
     "calls": ("cost per call under way, 320 tokens", "call", "s", per_call, 5),
     "adapters": (f"{ADAPTERS} adapters in {SLOTS} slots", "adapter", "s", per_adapter, 1),
-    "revisions": ("new revisions from disk, copied, checked, proven", "revision", "s", per_revision, REVISIONS),
+    "reloads": ("reloads of a changed classifier, until the new one answers alone", "reload", "s", per_reload, RELOADS),
     "memory": (f"resident memory, {SLOTS} slots, 1 GiB of KV", "adapter", "GiB", memory, 4),
 }
 

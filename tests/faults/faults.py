@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from safetensors.numpy import load_file, save_file
 
-from loadtest.growth.revisions import change_slightly
+from loadtest.growth.reloads import change_slightly
 from service.client import FantailClient, RpcError, Turns
 from service.pb.fantail.v1 import admin_service_pb2 as admin
 from tests.faults.load import TALKS, Account, steady_load, summary

@@ -15,7 +15,7 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from loadtest.growth.revisions import change_slightly
+from loadtest.growth.reloads import change_slightly
 from service.client import FantailAdminClient, FantailClient, RpcError, Turns
 from service.pb.fantail.v1 import admin_service_pb2 as admin
 from service.pb.fantail.v1 import classification_service_pb2 as pb
@@ -168,7 +168,7 @@ async def test_a_call_whose_deadline_passes_is_not_computed_to_its_end(served: S
 async def test_under_load_changed_adapters_take_over_and_every_answer_is_its_revisions_own(
     served: Served, client: FantailClient, registry: Registry, prompting: Prompting
 ) -> None:
-    old = {name: registry.get(name) for name in ("issue_resolved", "topic")}
+    old = {name: registry.get(name) for name in ("cancellation_intent", "topic")}
     new = {name: halved(served.server.folder / name, prompting) for name in old}
     async with asked_all_along(client, [*old.values()]) as answers:
         results = {each.classifier: each for each in await served.server.reload()}

@@ -76,8 +76,7 @@ async def test_the_same_conversation_gets_the_same_answers_from_cache(
 
 async def test_what_is_served_is_what_peft_says(client: FantailClient, registry: Registry) -> None:
     for each in registry.select(()):
-        results = (await client.fan_out(probe_turns(each), timeout=60)).results
-        (found,) = [result.classification for result in results if result.classifier == each.name]
+        found = (await client.classify(probe_turns(each), each.name, timeout=60)).classification
         require_pefts_answer(found, each)
 
 

@@ -45,12 +45,12 @@ async def per_reload(curve: Curve, rounds: int, advance: Callable[[], None]) -> 
                 answer = (await client.classify(turns, name, timeout=CALL_SECONDS)).classification
                 if result.problems or answer.revision != result.revision:
                     raise RuntimeError(f"reload {number}: {answer.revision} answers; {result}")
-                held.add("server", number, resident_bytes(server.pid) / 2**30)
+                if number >= count // 2:  # by then what is filled only once is full
+                    held.add("server", number, resident_bytes(server.pid) / 2**30)
                 advance()
             if (after := len(await admin.list_revisions(timeout=CALL_SECONDS))) != before:
                 raise RuntimeError(f"{after} revisions are loaded, {before} were before")
-    late = Curve(held.title, held.x, held.unit, {"server": dict(list(held.values["server"].items())[count // 2 :])})
-    start, slope = late.line("server")
+    start, slope = held.line("server")
     half = start + slope * (count // 2)
     curve.notes.append(
         f"resident after half of them {half:.2f} GiB, from there on {1024 * slope:.3f} MiB more with each"

@@ -76,7 +76,8 @@ async def test_the_same_conversation_gets_the_same_answers_from_cache(
 
 async def test_what_is_served_is_what_peft_says(client: FantailClient, registry: Registry) -> None:
     for each in registry.select(()):
-        found = (await client.classify(probe_turns(each), each.name, timeout=60)).classification
+        results = (await client.fan_out(probe_turns(each), timeout=60)).results
+        (found,) = [result.classification for result in results if result.classifier == each.name]
         require_pefts_answer(found, each)
 
 
@@ -174,13 +175,14 @@ async def test_under_load_changed_adapters_take_over_and_every_answer_is_its_rev
         for name, each in results.items():
             assert (each.outcome, list(each.problems)) == (admin.RELOAD_OUTCOME_LOADED, [])
             assert (each.previous_revision, each.revision) == (old[name].revision, new[name].revision)
-            answers.append((await client.classify(probe_turns(old[name]), name, timeout=60)).classification)
+            after = (await client.classify(probe_turns(old[name]), name, timeout=60)).classification
+            require_pefts_answer(after, new[name])
     assert results.keys() == old.keys()
     for found in answers:
         known = {each.revision: each for each in (old[found.classifier], new[found.classifier])}
         require_pefts_answer(found, known[found.revision])
     seen = {(found.classifier, found.revision) for found in answers}
-    assert seen == {(name, each.revision) for each_of in (old, new) for name, each in each_of.items()}
+    assert seen == {(each.name, each.revision) for each in (*old.values(), *new.values())}
     served_now = {each.name: each for each in registry.select(())} | new
     assert await served.server.comes_to_hold(served_now.values(), 30), "the engine holds others than those that answer"
 

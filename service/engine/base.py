@@ -67,7 +67,7 @@ class AdapterPlace:
 @dataclass(frozen=True, slots=True)
 class EngineCounters:
     """The engine's own counts: requests being computed, their tokens done, requests waiting, KV blocks used and in all,
-    tokens of a block, and steps that it has begun, in each of which it reads all weights once."""
+    tokens of a block, and steps begun that compute something, in each of which it reads all weights once."""
 
     running: int
     computed_tokens: int

@@ -114,7 +114,8 @@ LEDGER: tuple[Patch, ...] = (
     Patch(
         name="report",
         symbol="vllm.v1.engine.core.EngineCore, vllm.v1.worker.worker_base.WorkerBase, "
-        "vllm.lora.model_manager.LRUCacheLoRAModelManager.activate_adapter",
+        "vllm.lora.model_manager.LRUCacheLoRAModelManager.activate_adapter, "
+        "vllm.v1.core.sched.scheduler.Scheduler.schedule",
         why="a plugin that fails to load is logged and forgotten, and nobody can ask which adapter is in which slot",
         how="adds methods by which each process says which patches are inactive in it, what it has to do and holds",
         upstream="none; vllm/plugins/__init__.py of 0.32.0",

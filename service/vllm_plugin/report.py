@@ -9,6 +9,8 @@ from collections import Counter
 from typing import Any
 
 from vllm.lora.model_manager import LRUCacheLoRAModelManager
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.worker.worker_base import WorkerBase
 
@@ -19,6 +21,10 @@ INACTIVE_PATCHES = "fantail_inactive_patches"
 
 COUNTERS = "fantail_counters"
 ADAPTERS = "fantail_adapters"
+
+_stock_schedule = Scheduler.schedule
+_steps = 0
+"""Of this process: steps scheduled that compute something. vLLM also schedules empty ones, as many as chance has it."""
 
 _stock_activate = LRUCacheLoRAModelManager.activate_adapter
 _slot_loads: Counter[int] = Counter()
@@ -38,7 +44,8 @@ def _inactive_patches_of_worker(self: Any) -> dict[str, str]:
 
 def _counters(self: Any) -> dict[str, int]:
     """Of an engine core: requests being computed, tokens of these that are done, requests waiting, KV blocks in use and
-    in all (one is vLLM's own), tokens of a block, steps begun. It answers between two steps, or never when one hangs.
+    in all (one is vLLM's own), tokens of a block, steps that compute something. It answers between two steps, or never
+    when one hangs.
     """
     scheduler = self.scheduler
     pool = scheduler.kv_cache_manager.block_pool
@@ -50,7 +57,7 @@ def _counters(self: Any) -> dict[str, int]:
         "kv_blocks_used": blocks - pool.get_num_free_blocks(),
         "kv_blocks": blocks,
         "block_tokens": scheduler.block_size,
-        "steps": scheduler.current_step,
+        "steps": _steps,
     }
 
 
@@ -66,6 +73,13 @@ def _adapters(self: Any) -> dict[int, tuple[int | None, int]]:
     return held
 
 
+def _schedule(self: Scheduler, *args: Any, **options: Any) -> SchedulerOutput:
+    global _steps
+    scheduled = _stock_schedule(self, *args, **options)
+    _steps += scheduled.total_num_scheduled_tokens > 0
+    return scheduled
+
+
 def _activate_adapter(self: Any, lora_id: int) -> bool:
     activated: bool = _stock_activate(self, lora_id)
     _slot_loads[lora_id] += activated
@@ -78,6 +92,7 @@ def apply() -> None:
     setattr(WorkerBase, INACTIVE_PATCHES, _inactive_patches_of_worker)
     setattr(WorkerBase, ADAPTERS, _adapters)
     LRUCacheLoRAModelManager.activate_adapter = _activate_adapter
+    Scheduler.schedule = _schedule
 
 
 def inactive_because() -> str | None:
@@ -85,4 +100,6 @@ def inactive_because() -> str | None:
     missing = [owner.__name__ for owner, method in wanted if not hasattr(owner, method)]
     if missing:
         return f"{', '.join(missing)} cannot report"
-    return None if LRUCacheLoRAModelManager.activate_adapter is _activate_adapter else "slot loads are not counted"
+    if LRUCacheLoRAModelManager.activate_adapter is not _activate_adapter:
+        return "slot loads are not counted"
+    return None if Scheduler.schedule is _schedule else "steps are not counted"

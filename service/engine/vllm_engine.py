@@ -44,13 +44,12 @@ class VllmEngine:
 
     async def score(self, request: ScoringRequest) -> LabelLogprobs:
         from vllm.exceptions import VLLMValidationError
-        from vllm.inputs import TokensPrompt
+        from vllm.inputs import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
         from vllm.v1.engine.exceptions import EngineGenerateError
 
-        prompt = TokensPrompt(prompt_token_ids=list(request.token_ids))
-        if request.cache_salt:
-            prompt["cache_salt"] = request.cache_salt
+        # A raw prompt would be read in a thread of a pool, and a fan-out's requests no longer be asked in one turn.
+        prompt = tokens_input(list(request.token_ids), cache_salt=request.cache_salt or None)
         output: Any = None
         try:
             lora = self._loras[request.adapter.name] if request.adapter else None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from service.call import Call
-from service.domain import Classification, Classifier
+from service.domain import AdapterKind, Classification, Classifier, Prefix
 from service.engine.base import LabelLogprobs, ScoringRequest, engine_adapter
 from service.errors import EngineError
-from service.prompt.builder import Prefix
 from service.scoring.calibration import calibrate
 from service.scoring.decision import decide
 from service.scoring.distribution import label_distribution
@@ -15,9 +16,17 @@ BACKGROUND_RANK = 10
 """Added to the engine's priority of work that nobody waits for: any other goes first."""
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One classifier, and the prefix of the conversation that it is asked about."""
+
+    classifier: Classifier
+    prefix: Prefix
+
+
 def scoring_request(prefix: Prefix, classifier: Classifier, call: Call = Call()) -> ScoringRequest:
-    """The prompt of one classifier: the shared prefix, its own tail, and where its adapter begins."""
-    activated = classifier.adapter is not None and classifier.shares_reading
+    """The prompt of one classifier: a conversation's prefix, its own tail, and where its adapter begins."""
+    activated = classifier.adapter is not None and classifier.adapter.kind is AdapterKind.ACTIVATED
     return ScoringRequest(
         token_ids=prefix.token_ids + classifier.tail_ids,
         label_ids=classifier.label_ids,
@@ -29,8 +38,8 @@ def scoring_request(prefix: Prefix, classifier: Classifier, call: Call = Call())
     )
 
 
-def answer(classifier: Classifier, scored: LabelLogprobs) -> Classification:
-    """What label logprobs mean for a classifier. Raises EngineError for numbers that mean nothing."""
+def answer(prefix: Prefix, classifier: Classifier, scored: LabelLogprobs) -> Classification:
+    """What label logprobs mean for who was asked about a prefix. Raises EngineError for numbers that mean nothing."""
     try:
         if len(scored.logprobs) != len(classifier.labels):
             raise ValueError(f"{len(scored.logprobs)} logprobs for {len(classifier.labels)} labels")
@@ -54,5 +63,6 @@ def answer(classifier: Classifier, scored: LabelLogprobs) -> Classification:
         label_mass=distribution.mass,
         abstain_reason=decision.abstain_reason,
         revision=classifier.revision,
+        truncation=prefix.truncation,
         usage=scored.usage,
     )

@@ -12,10 +12,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator,
 from dataclasses import dataclass, replace
 
 from service.admission import Admission, Job
-from service.asking import answer, scoring_request
+from service.asking import Question, answer, scoring_request
 from service.call import Call
 from service.catalogue import Catalogue
-from service.domain import MAX_NAME, Classification, Classifier, Conversation, StageSeconds, TokenUsage, Truncation
+from service.domain import MAX_NAME, Classification, Classifier, Conversation, Priority, StageSeconds, TokenUsage
 from service.engine.base import ScoringEngine
 from service.errors import (
     ClassifierNameMissingError,
@@ -33,8 +33,8 @@ from service.errors import (
 )
 from service.observer import Observer
 from service.prefix_memory import PrefixMemory
-from service.prompt.builder import Prefix, PromptBuilder
-from service.reading import prefix_of
+from service.prompt.builder import PromptBuilder
+from service.reading import Reading, read
 from service.registry.registry import Registry
 from service.shadow import Shadows
 from service.stages import Clock
@@ -60,7 +60,6 @@ class Result:
     index: int
     name: str
     outcome: Outcome
-    truncation: Truncation
     stages: StageSeconds
 
 
@@ -69,7 +68,6 @@ class Answers:
     """What came of a fan-out: for each classifier, in order, its answer or the error that took its place."""
 
     results: tuple[tuple[str, Outcome], ...]
-    truncation: Truncation
     usage: TokenUsage
     stages: StageSeconds
 
@@ -101,9 +99,10 @@ class Classify:
     async def fan_out(self, conversation: Conversation, names: Sequence[str], call: Call = Call()) -> Answers:
         """Ask the named classifiers, or all when `names` is empty; the conversation is read once for all of them.
 
-        A classifier that is unknown or withheld, that the engine fails on, that there is no room or no time for, gets
-        its error as result and does not disturb the others. Raises InvalidRequestError for what is wrong with the
-        request, EngineDeadError, NotServingError, and OverloadedError or DeadlineError when that is all there is.
+        A classifier that is unknown or withheld, whose own prompt has no room for the conversation, that the engine
+        fails on, that there is no room or no time for, gets its error as result and does not disturb the others.
+        Raises InvalidRequestError for what is wrong with the request, EngineDeadError, NotServingError, and
+        OverloadedError or DeadlineError when that is all there is.
         """
         results: list[Result] = []
         async with contextlib.aclosing(self.stream(conversation, names, call)) as stream:
@@ -113,10 +112,10 @@ class Classify:
         late = [each.outcome for each in results if isinstance(each.outcome, DeadlineExceededError)]
         if late and not answered:
             raise late[0]
-        stages, truncation = results[-1].stages, results[-1].truncation
+        stages = results[-1].stages
         results.sort(key=lambda each: each.index)
         usage = sum((each.usage for each in answered), TokenUsage())
-        return Answers(tuple((each.name, each.outcome) for each in results), truncation, usage, stages)
+        return Answers(tuple((each.name, each.outcome) for each in results), usage, stages)
 
     async def stream(
         self, conversation: Conversation, names: Sequence[str], call: Call = Call()
@@ -130,41 +129,38 @@ class Classify:
         self.observer.asked(conversation, call)
         await self.engine.check()  # before room is looked for: no engine is another thing than no room
         if not call.background:
-            asked_now = self._asked(names, conversation)
-            self.admission.require_chance([each.priority for each in asked_now], call.deadline)
-        prefix = await prefix_of(self.builder, conversation)
+            self.admission.require_chance(self._priorities(names, conversation), call.deadline)
+        reading = await read(self.builder, conversation)
         clock.prompted()
-        async with self._turn(prefix, names, conversation, call):
+        async with self._turn(reading, names, call):
             with self.catalogue.lease() as registry:
                 names = tuple(names) or tuple(registry.classifiers)
-                chosen = dict(enumerate(_find(registry, name, conversation) for name in names))
+                chosen = dict(enumerate([await _question(registry, name, reading) for name in names]))
                 known: dict[int, Outcome] = {i: each for i, each in chosen.items() if isinstance(each, FantailError)}
-                asked = {i: each for i, each in chosen.items() if isinstance(each, Classifier)}
-                with self._room_for(prefix, asked, call) as shed:
+                asked = {i: each for i, each in chosen.items() if isinstance(each, Question)}
+                with self._room_for(asked, call) as shed:
                     known |= shed
                     for index, error in known.items():
-                        yield Result(index, names[index], error, prefix.truncation, clock.stages())
+                        yield Result(index, names[index], error, clock.stages())
                     rest = {index: each for index, each in asked.items() if index not in shed}
-                    read: set[str] = set()
-                    async with contextlib.aclosing(self._outcomes(prefix, rest, call, clock)) as outcomes:
+                    remembered: set[str] = set()
+                    async with contextlib.aclosing(self._outcomes(rest, call, clock)) as outcomes:
                         async for index, outcome in outcomes:
                             if isinstance(outcome, Classification):
-                                self._remember(prefix, rest[index], call.cache_salt, read)
-                                self._tell(registry, prefix, rest[index], outcome, call)
+                                self._remember(rest[index], call.cache_salt, remembered)
+                                self._tell(registry, reading, rest[index].classifier, outcome, call)
                             # Whoever leaves with this result ends everything here.
-                            yield Result(index, names[index], outcome, prefix.truncation, clock.stages())
+                            yield Result(index, names[index], outcome, clock.stages())
                     self.observer.finished(clock.stages())
 
-    def _asked(self, names: Sequence[str], conversation: Conversation) -> list[Classifier]:
-        """Those that would be asked if it were now."""
+    def _priorities(self, names: Sequence[str], conversation: Conversation) -> list[Priority]:
+        """Of those that would be asked if it were now."""
         registry = self.catalogue.current
         found = (_find(registry, name, conversation) for name in names or registry.classifiers)
-        return [each for each in found if isinstance(each, Classifier)]
+        return [each.priority for each in found if isinstance(each, Classifier)]
 
     @contextlib.asynccontextmanager
-    async def _turn(
-        self, prefix: Prefix, names: Sequence[str], conversation: Conversation, call: Call
-    ) -> AsyncIterator[None]:
+    async def _turn(self, reading: Reading, names: Sequence[str], call: Call) -> AsyncIterator[None]:
         """In the background, wait for room and hold it, before any revision is held that a change would wait for.
 
         Raises DeadlineError when the deadline comes first, or would.
@@ -172,12 +168,14 @@ class Classify:
         if not call.background:
             yield
             return
-        work = self._work(prefix, self._asked(names, conversation), call.cache_salt)
+        registry = self.catalogue.current
+        found = [await _question(registry, name, reading) for name in names or registry.classifiers]
+        work = self._work([each for each in found if isinstance(each, Question)], call.cache_salt)
         async with self.admission.admit_in_background(*work, call.deadline):
             yield
 
     @contextlib.contextmanager
-    def _room_for(self, prefix: Prefix, asked: Mapping[int, Classifier], call: Call) -> Iterator[dict[int, Outcome]]:
+    def _room_for(self, asked: Mapping[int, Question], call: Call) -> Iterator[dict[int, Outcome]]:
         """Hold room for what is asked; yields an error for each classifier that there is no room for.
 
         Raises OverloadedError, DeadlineTooNearError.
@@ -185,41 +183,41 @@ class Classify:
         if call.background:
             yield {}
             return
-        shared, jobs = self._work(prefix, asked.values(), call.cache_salt)
+        shared, jobs = self._work(asked.values(), call.cache_salt)
         with self.admission.admit(shared, jobs, call.deadline) as taken:
             error = self.admission.shed_error()
             shed = [index for index, wanted in zip(asked, taken, strict=True) if not wanted]
             for index in shed:
-                self.observer.shed(asked[index])
+                self.observer.shed(asked[index].classifier)
             yield dict.fromkeys(shed, error)
 
-    def _work(self, prefix: Prefix, asked: Collection[Classifier], salt: str) -> tuple[int, list[Job]]:
+    def _work(self, asked: Collection[Question], salt: str) -> tuple[int, list[Job]]:
         """Tokens that the engine probably has to compute: once for all, and for each."""
         jobs = []
-        for each in asked:
-            own = len(each.tail_ids)
-            if not each.shares_reading:
-                own += self.memory.new_tokens(prefix.token_ids, f"{salt} {each.revision}")
-            jobs.append(Job(own, each.priority))
-        if not any(each.shares_reading for each in asked):
-            return 0, jobs
-        return self.memory.new_tokens(prefix.token_ids, salt), jobs
+        for classifier, prefix in ((each.classifier, each.prefix) for each in asked):
+            own = len(classifier.tail_ids)
+            if not classifier.shares_reading:
+                own += self.memory.new_tokens(prefix.token_ids, f"{salt} {classifier.revision}")
+            jobs.append(Job(own, classifier.priority))
+        shared = next((each.prefix for each in asked if each.classifier.shares_reading), None)
+        return 0 if shared is None else self.memory.new_tokens(shared.token_ids, salt), jobs
 
-    def _remember(self, prefix: Prefix, answered: Classifier, salt: str, read: set[str]) -> None:
+    def _remember(self, answered: Question, salt: str, remembered: set[str]) -> None:
         """The engine's cache holds what it has answered; what was refused or given up is as new when it comes back.
 
-        `read`: what of this fan-out is remembered already, changed in place.
+        `remembered`: what of this fan-out already is, changed in place.
         """
-        reading = salt if answered.shares_reading else f"{salt} {answered.revision}"
-        if reading not in read:
-            self.memory.remember(prefix.token_ids, reading)
-            read.add(reading)
+        classifier = answered.classifier
+        reading = salt if classifier.shares_reading else f"{salt} {classifier.revision}"
+        if reading not in remembered:
+            self.memory.remember(answered.prefix.token_ids, reading)
+            remembered.add(reading)
 
     async def _outcomes(
-        self, prefix: Prefix, asked: Mapping[int, Classifier], call: Call, clock: Clock
+        self, asked: Mapping[int, Question], call: Call, clock: Clock
     ) -> AsyncGenerator[tuple[int, Outcome], None]:
-        """Score a prefix under every classifier at once; what is not ready at the deadline is too late."""
-        tasks = {asyncio.create_task(self._answer(prefix, each, call, clock)): i for i, each in asked.items()}
+        """Ask every classifier at once; what is not ready at the deadline is too late."""
+        tasks = {asyncio.create_task(self._answer(each, call, clock)): i for i, each in asked.items()}
         pending = set(tasks)
         try:
             while pending:
@@ -231,18 +229,19 @@ class Classify:
                 for task in sorted(done, key=tasks.__getitem__):
                     yield tasks[task], task.result()
             for task in sorted(pending, key=tasks.__getitem__):
-                self.observer.late(asked[tasks[task]])
+                self.observer.late(asked[tasks[task]].classifier)
                 yield tasks[task], DeadlineExceededError(f"The answer was not ready at {call.deadline.name}.")
         finally:
             for task in pending:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _answer(self, prefix: Prefix, classifier: Classifier, call: Call, clock: Clock) -> Outcome:
+    async def _answer(self, question: Question, call: Call, clock: Clock) -> Outcome:
+        prefix, classifier = question.prefix, question.classifier
         try:
             scored = await self.engine.score(scoring_request(prefix, classifier, call))
             with clock.scoring():
-                return answer(classifier, scored)
+                return answer(prefix, classifier, scored)
         except EngineDeadError:
             raise
         except EngineError as error:
@@ -251,19 +250,29 @@ class Classify:
             self.observer.failed(classifier)
             return error
 
-    def _tell(self, registry: Registry, prefix: Prefix, asked: Classifier, given: Classification, call: Call) -> None:
+    def _tell(self, registry: Registry, reading: Reading, asked: Classifier, given: Classification, call: Call) -> None:
         """Let those know who watch answers: admission, metrics, and revisions in the shadow."""
         self.admission.computed(given.usage.computed)
         self.observer.answered(asked, given)
         for shadow in registry.shadows(asked.name):
             if shadow is not asked:
-                self.shadows.ask(prefix, shadow, given, call)
+                self.shadows.ask(reading, shadow, given, call)
 
 
 def _find(registry: Registry, name: str, conversation: Conversation) -> Classifier | FantailError:
     try:
         return registry.serving(name, conversation.key)
     except (UnknownClassifierError, ClassifierWithheldError) as error:
+        return error
+
+
+async def _question(registry: Registry, name: str, reading: Reading) -> Question | FantailError:
+    found = _find(registry, name, reading.conversation)
+    if isinstance(found, FantailError):
+        return found
+    try:
+        return Question(found, await reading.prefix_for(found))
+    except InvalidRequestError as error:
         return error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 MAX_NAME = 64
 """Characters of a classifier's name, which is its folder's."""
@@ -37,6 +38,31 @@ class Conversation:
     def key(self) -> str:
         """What stays the same while the conversation grows."""
         return self.id or self.turns[0].text
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """What of a too long conversation was left out: its oldest turns."""
+
+    dropped_turns: int = 0
+    dropped_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A conversation as token ids, up to where a classifier's own begin; `truncation`: what was cut."""
+
+    token_ids: tuple[int, ...]
+    truncation: Truncation
+
+
+class Prompt(Protocol):
+    """Makes conversations into token ids. `prompt_digest`: sha256 of its format, hex."""
+
+    prompt_digest: str
+
+    def prefix(self, conversation: Conversation) -> Prefix:
+        """Raises InvalidRequestError for a conversation that has none."""
 
 
 class Priority(enum.StrEnum):
@@ -117,7 +143,8 @@ class Probe:
 class Classifier:
     """A named question with a closed set of labels, ready to be asked.
 
-    `tail_ids`: invocation and task words, appended to the shared prefix of every conversation.
+    `tail_ids`: invocation and task words, appended to the prefix of every conversation.
+    `own_prompt`: what makes its prefix when it was trained on another prompt than the one that classifiers share.
     `adapter`: None means the base model answers zero-shot.
     `revision`: digest of everything that decides the answer (adapter, manifest, calibration, prompt format, base).
     `min_label_mass`: below this unconstrained probability of all labels together, the answer is marked abstained.
@@ -139,6 +166,7 @@ class Classifier:
     priority: Priority = Priority.NORMAL
     flaw: str | None = None
     folder: Path | None = None
+    own_prompt: Prompt | None = None
 
     @property
     def label_ids(self) -> tuple[int, ...]:
@@ -146,16 +174,9 @@ class Classifier:
 
     @property
     def shares_reading(self) -> bool:
-        """Whether it finds the conversation read already, by the base model: all do but those with a plain adapter."""
-        return self.adapter is None or self.adapter.kind is AdapterKind.ACTIVATED
-
-
-@dataclass(frozen=True, slots=True)
-class Truncation:
-    """What of a too long conversation was left out: its oldest turns."""
-
-    dropped_turns: int = 0
-    dropped_tokens: int = 0
+        """Whether it finds the conversation read already, by the base model: all do but those with a plain adapter or a
+        prompt of their own."""
+        return self.own_prompt is None and (self.adapter is None or self.adapter.kind is AdapterKind.ACTIVATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +209,7 @@ class Classification:
     label_mass: float
     abstain_reason: str | None
     revision: str
+    truncation: Truncation
     usage: TokenUsage
 
 

@@ -122,7 +122,8 @@ class Gate:
         """The engine's answer to a probe, or why there is none; KV is shared by those of one salt."""
         try:
             call = replace(IN_BACKGROUND, cache_salt=salt)
-            request = scoring_request(self.builder.prefix(trial.probe.conversation), trial.classifier, call)
+            prompt = trial.classifier.own_prompt or self.builder
+            request = scoring_request(prompt.prefix(trial.probe.conversation), trial.classifier, call)
             scored = await self.engine.score(_without_adapter(request) if base else request)
         except EngineDeadError:
             raise

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from service.domain import Conversation, Turn
-from service.prompt.builder import Prefix, PromptBuilder
+from service.domain import Classifier, Conversation, Prefix, Prompt, Turn
 
 LONG_BYTES = 6_000
 """Text from which on tokenising it may take more than 5 ms: by the bundled tokenizer 0.35 ms per 1,000 bytes of
@@ -21,11 +21,29 @@ def is_long(turns: Sequence[Turn]) -> bool:
     return sum(len(turn.text.encode()) + TURN_BYTES for turn in turns) >= LONG_BYTES
 
 
-async def prefix_of(builder: PromptBuilder, conversation: Conversation) -> Prefix:
-    """The prompt's shared part. A long one is made in a thread: the tokenizer leaves the interpreter to others.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A conversation for whoever asks about it. `shared`: its prefix in the prompt that classifiers share."""
+
+    conversation: Conversation
+    shared: Prefix
+
+    async def prefix_for(self, classifier: Classifier) -> Prefix:
+        """Raises InvalidRequestError for a conversation that the classifier's own prompt has no room for."""
+        own = classifier.own_prompt
+        return self.shared if own is None else await prefix_of(own, self.conversation)
+
+
+async def read(prompt: Prompt, conversation: Conversation) -> Reading:
+    """Read a conversation in the prompt that classifiers share. Raises InvalidRequestError for one that has none."""
+    return Reading(conversation, await prefix_of(prompt, conversation))
+
+
+async def prefix_of(prompt: Prompt, conversation: Conversation) -> Prefix:
+    """A conversation's prefix. A long one is made in a thread: the tokenizer leaves the interpreter to others.
 
     Raises InvalidRequestError for a conversation that has none.
     """
     if is_long(conversation.turns):
-        return await asyncio.to_thread(builder.prefix, conversation)
-    return builder.prefix(conversation)
+        return await asyncio.to_thread(prompt.prefix, conversation)
+    return prompt.prefix(conversation)

@@ -15,7 +15,7 @@ from service.domain import Classification, Classifier
 from service.engine.base import ScoringEngine
 from service.errors import EngineError, FantailError
 from service.observer import Observer
-from service.prompt.builder import Prefix
+from service.reading import Reading
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +32,13 @@ class Shadows:
         self._catalogue, self._engine, self._admission, self._observer = catalogue, engine, admission, observer
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def ask(self, prefix: Prefix, shadow: Classifier, answered: Classification, call: Call) -> None:
+    def ask(self, reading: Reading, shadow: Classifier, answered: Classification, call: Call) -> None:
         """Ask a shadow for the answer it would have given, unless too many are being asked."""
         if len(self._tasks) >= MOST_UNDER_WAY:
             self._observer.shadowed(answered, None)
             return
         terms = replace(call, background=True, deadline=Deadline.after(SHADOW_SECONDS))
-        task = asyncio.create_task(self._compare(prefix, shadow, answered, terms))
+        task = asyncio.create_task(self._compare(reading, shadow, answered, terms))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -48,15 +48,17 @@ class Shadows:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _compare(self, prefix: Prefix, shadow: Classifier, answered: Classification, call: Call) -> None:
+    async def _compare(self, reading: Reading, shadow: Classifier, answered: Classification, call: Call) -> None:
         try:
             async with asyncio.timeout(call.deadline.timeout()):
+                prefix = await reading.prefix_for(shadow)
                 tokens = len(shadow.tail_ids) + (0 if shadow.shares_reading else len(prefix.token_ids))
                 async with self._admission.admit_in_background(0, [Job(tokens)]):
                     with self._catalogue.lease() as registry:  # only now: who waits for room must not hold up a reload
                         if all(each is not shadow for each in registry.loaded):
                             raise EngineError("It has been replaced meanwhile.")
-                        found = answer(shadow, await self._engine.score(scoring_request(prefix, shadow, call)))
+                        scored = await self._engine.score(scoring_request(prefix, shadow, call))
+                found = answer(prefix, shadow, scored)
         except (FantailError, TimeoutError) as error:
             why = str(error) or "there was no time"
             logger.warning("request %s: shadow %s@%s: %s", call.request_id, shadow.name, shadow.revision, why)

@@ -112,7 +112,8 @@ async def calibrate(
     fitted = {name: fit_calibration(predictions[name], manifests[name].targets) for name in manifests}
     for name, found in fitted.items():
         classifier = classify.catalogue.current.get(name)
-        digest = loader.calibration_digest(manifests[name], classifier.adapter)
+        prompt = classifier.own_prompt or loader.builder
+        digest = loader.calibration_digest(manifests[name], classifier.adapter, prompt)
         facts = {**found.facts, "data": data, "missed_targets": list(found.missed)}
         labels = tuple(label.name for label in classifier.labels)
         write_calibration(settings.classifiers / name, labels, found.calibration, digest, facts)

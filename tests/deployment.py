@@ -269,5 +269,5 @@ def calibrate(loader: RegistryLoader, folder: Path, scale: float = 2.0) -> None:
     (manifest, _), (classifier, _) = load_manifest(folder), loader.load_one(folder)
     assert manifest is not None
     assert classifier is not None
-    fitted_for = loader.calibration_digest(manifest, classifier.adapter)
+    fitted_for = loader.calibration_digest(manifest, classifier.adapter, loader.builder)
     write_calibration(folder, tuple(LABELS), Calibration(scale, (0.0, 0.0), (0.0, 0.0)), fitted_for, {})

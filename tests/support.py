@@ -36,6 +36,17 @@ MANIFEST: Mapping[str, Any] = {
     "adapter": "activated",
     "labels": {"yes": " yes", "no": " no"},
 }
+OWN_PROMPT = """\
+preamble = "<|im_start|>system\\nAnswer about this talk.<|im_end|>\\n<|im_start|>user\\n"
+turn_end = "\\n"
+invocation = "<|im_end|>\\n<|im_start|>assistant\\n"
+turn_start = { customer = "Customer:\\n", agent = "Agent:\\n", system = "Note:\\n" }
+"""
+"""`prompt.toml` of a classifier that was trained on another prompt than the shipped ones."""
+
+SAME_INVOCATION = OWN_PROMPT.replace("<|im_end|>\\n<|im_start|>assistant\\n", "<|im_start|>")
+"""The same for adapters that are activated by what the shipped ones are."""
+
 ABSENT = object()
 """Given as a value: leave this key out."""
 

@@ -109,7 +109,7 @@ class Tuning:
     def _builder(self, variant: Variant) -> PromptBuilder:
         changes = {"filler": variant.filler, "invocation": variant.invocation}
         changed = self.prompt_format.model_copy(update={key: each for key, each in changes.items() if each})
-        return PromptBuilder(self.prompting.tokenizer, changed, self.prompting.context_tokens)
+        return self.prompting.builder.in_format(changed)
 
     def _prefixes(
         self, records: Sequence[Record], builder: PromptBuilder, fan: Fan
@@ -166,7 +166,7 @@ def main() -> None:
     wanted = set(sys.argv[1:])
     settings = load_settings()
     prompting = load_prompting(settings)
-    tasks = load_tasks(settings.classifiers, [], prompting.tokenizer)
+    tasks = load_tasks(settings.classifiers, [], prompting.tokenizer, prompting.builder)
     labels = {task.name: list(task.manifest.labels) for task in tasks}
     files = [each for each in sorted((settings.classifiers / "data").glob("*.jsonl")) if each.stem not in NEWER]
     records = read_records(files, labels)

@@ -15,7 +15,6 @@ from service.domain import (
     Role,
     StageSeconds,
     TokenUsage,
-    Truncation,
     Turn,
 )
 from service.errors import (
@@ -111,7 +110,7 @@ def _turn_problems(index: int, turn: pb.Turn, field: str) -> list[InvalidRequest
 
 def classify_response_to_proto(classification: Classification, answers: Answers) -> pb.ClassifyResponse:
     return pb.ClassifyResponse(
-        classification=classification_to_proto(classification, answers.truncation),
+        classification=classification_to_proto(classification),
         durations=durations_to_proto(answers.stages),
         usage=usage_to_proto(answers.usage),
     )
@@ -119,14 +118,14 @@ def classify_response_to_proto(classification: Classification, answers: Answers)
 
 def fan_out_response_to_proto(answers: Answers, request_id: str) -> pb.FanOutResponse:
     return pb.FanOutResponse(
-        results=[_result_to_proto(name, outcome, answers.truncation, request_id) for name, outcome in answers.results],
+        results=[_result_to_proto(name, outcome, request_id) for name, outcome in answers.results],
         durations=durations_to_proto(answers.stages),
         usage=usage_to_proto(answers.usage),
     )
 
 
 def stream_result_to_proto(result: Result, request_id: str) -> pb.FanOutResult:
-    found = _result_to_proto(result.name, result.outcome, result.truncation, request_id)
+    found = _result_to_proto(result.name, result.outcome, request_id)
     found.durations.CopyFrom(durations_to_proto(result.stages))
     return found
 
@@ -145,13 +144,13 @@ def follow_response_to_proto(
     return pb.FollowResponse(message=message, turns=turns, fan_out=fan_out_response_to_proto(outcome, request_id))
 
 
-def _result_to_proto(name: str, outcome: Outcome, truncation: Truncation, request_id: str) -> pb.FanOutResult:
+def _result_to_proto(name: str, outcome: Outcome, request_id: str) -> pb.FanOutResult:
     if isinstance(outcome, FantailError):
         return pb.FanOutResult(classifier=name, status=rpc_status(outcome, request_id))
-    return pb.FanOutResult(classifier=name, classification=classification_to_proto(outcome, truncation))
+    return pb.FanOutResult(classifier=name, classification=classification_to_proto(outcome))
 
 
-def classification_to_proto(value: Classification, truncation: Truncation) -> pb.Classification:
+def classification_to_proto(value: Classification) -> pb.Classification:
     return pb.Classification(
         classifier=value.classifier,
         label=value.label,
@@ -164,7 +163,9 @@ def classification_to_proto(value: Classification, truncation: Truncation) -> pb
         abstained=value.abstain_reason is not None,
         abstain_reason=ABSTAIN_REASONS[value.abstain_reason],
         revision=value.revision,
-        truncation=pb.Truncation(dropped_turns=truncation.dropped_turns, dropped_tokens=truncation.dropped_tokens),
+        truncation=pb.Truncation(
+            dropped_turns=value.truncation.dropped_turns, dropped_tokens=value.truncation.dropped_tokens
+        ),
         usage=usage_to_proto(value.usage),
     )
 

@@ -54,12 +54,16 @@ def import_adapter(
     peft_folder: Annotated[Path, typer.Argument(help="Folder with adapter_config.json and adapter_model.safetensors.")],
     name: Annotated[str, typer.Argument(help="Name of the classifier and its folder.")],
     description: Annotated[str, typer.Option(help="What it decides, for people.")],
-    words: Annotated[str, typer.Option(help="The words it was trained to answer after.")],
+    words: Annotated[str, typer.Option(help="The words it was trained to answer after, last in its prompt.")],
     label: Annotated[list[str], typer.Option(help="A label, as NAME or NAME=TOKEN; repeatable.")],
+    prompt: Annotated[
+        Path | None,
+        typer.Option(help="Its prompt format, if not CLASSIFIERS/prompt.toml, which tells the keys.", dir_okay=False),
+    ] = None,
     data: Data = None,
 ) -> None:
     """Make a classifier folder around a plain or activated LoRA that PEFT has saved, with probes for the gate."""
-    from service.registry.folders import copy_adapter, manifest_text, new_folder
+    from service.registry.folders import copy_adapter, copy_prompt, manifest_text, new_folder
     from service.registry.manifest import MANIFEST_FILE
     from service.start import load_prompting
     from service.workbench import refresh_probes, require_valid
@@ -68,6 +72,8 @@ def import_adapter(
     prompting = load_prompting(settings)
     with new_folder(settings.classifiers, name) as folder:
         kind = copy_adapter(peft_folder, folder)
+        if prompt is not None:
+            copy_prompt(prompt, folder)
         text = manifest_text(name, description, words, _labels(label), kind)
         (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
         require_valid(prompting, folder)
@@ -98,16 +104,13 @@ def train(
 
     settings = configured()
     prompting = load_prompting(settings)
-    tasks = load_tasks(settings.classifiers, classifiers or [], prompting.tokenizer)
+    tasks = load_tasks(settings.classifiers, classifiers or [], prompting.tokenizer, prompting.builder)
     files = _files(settings.classifiers, data)
     config = TrainingConfig(
         rank=rank, alpha=2.0 * rank, epochs=epochs, learning_rate=learning_rate, seed=seed, base_dtype=base_dtype
     )
     digests = digests_of(files)
-    groups = [
-        Training(prompting.base, prompting.tokenizer, prompting.builder, group, files, digests, config, console)
-        for group in together(tasks)
-    ]
+    groups = [Training(prompting.base, group, files, digests, config, console) for group in together(tasks)]
     read = [group.records() for group in groups]  # what will not do is refused before the first hour is spent
     for group, records in zip(groups, read, strict=True):
         group.run(records)

@@ -81,7 +81,7 @@ def zero_shot(
         classifier = classify.catalogue.current.get(name)
         choices = ", ".join(text.strip() for text in texts.values())
         question = tokenizer.encode_text(f"Question: {classifier.description} Answer with one of: {choices}.")
-        bare = replace(classifier, adapter=None, calibration=None, probes=(), min_label_mass=0.0)
+        bare = replace(classifier, adapter=None, own_prompt=None, calibration=None, probes=(), min_label_mass=0.0)
         asked[name] = replace(bare, tail_ids=question + begun)
     room = context_tokens - max((len(each.tail_ids) for each in asked.values()), default=0)
     builder = PromptBuilder(tokenizer, prompt_format.model_copy(update=chat), room)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from service.errors import RegistryError
 from service.planning.model_shape import read_object
+from service.prompt.format import FORMAT_FILE
 from service.registry.adapter import CONFIG_FILE, MAX_RANK
 from service.registry.folders import ADAPTER_FOLDER
 from service.registry.loader import classifier_folders
@@ -17,12 +18,14 @@ class Fan:
     """Classifiers asked about one conversation, counted by what answers.
 
     `activated`: adapters on the tail alone; `plain`: adapters on every token, each with a reading of its own;
-    `bare`: the model without an adapter, which shares its reading with the activated ones.
+    `bare`: the model without an adapter, which shares its reading with the activated ones; `apart`: how many of the
+    activated and bare ones read the conversation for themselves, in a prompt of their own.
     """
 
     activated: int = 0
     plain: int = 0
     bare: int = 0
+    apart: int = 0
 
     @property
     def size(self) -> int:
@@ -31,7 +34,7 @@ class Fan:
     @property
     def readings(self) -> int:
         """How often the conversation is computed."""
-        return self.plain + (1 if self.activated or self.bare else 0)
+        return self.plain + self.apart + (1 if self.activated + self.bare > self.apart else 0)
 
     @property
     def one(self) -> Fan:
@@ -53,7 +56,7 @@ def read_classifiers(directory: Path, linears: frozenset[str]) -> Served:
 
     Raises StartError; RegistryError has the problems of all folders.
     """
-    ranks, changed, problems, activated = [], set[str](), [], 0
+    ranks, changed, problems, plain = [], set[str](), [], set[Path]()
     folders = classifier_folders(directory)
     for folder in (each for each in folders if (each / ADAPTER_FOLDER).is_dir()):
         config = read_object(folder / ADAPTER_FOLDER / CONFIG_FILE)
@@ -65,7 +68,10 @@ def read_classifiers(directory: Path, linears: frozenset[str]) -> Served:
         else:
             ranks.append(rank)
             changed.update(modules)
-            activated += bool(config.get("alora_invocation_tokens"))
+            if not config.get("alora_invocation_tokens"):
+                plain.add(folder)
     if problems:
         raise RegistryError(problems)
-    return Served(Fan(activated, len(ranks) - activated, len(folders) - len(ranks)), tuple(ranks), frozenset(changed))
+    apart = sum((folder / FORMAT_FILE).exists() for folder in folders if folder not in plain)
+    fan = Fan(len(ranks) - len(plain), len(plain), len(folders) - len(ranks), apart)
+    return Served(fan, tuple(ranks), frozenset(changed))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from service.domain import Conversation, Role, Truncation, Turn
+from service.domain import Conversation, Prefix, Role, Truncation, Turn
 from service.errors import InvalidRequestError, RegistryError, TurnTooLongError, raise_all
 from service.prompt.format import PREFIX_MULTIPLE, PromptFormat, max_prefix_tokens
 from service.prompt.tokenizer import PromptTokenizer
@@ -12,14 +10,6 @@ from service.prompt.truncation import STEP_TOKENS, turns_to_drop
 
 MAX_CHARACTERS_PER_TOKEN = 32
 """Text with more characters per token than this is refused before it costs tokenizer time (usual: 3 to 5)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prefix:
-    """`token_ids`: a multiple of `PREFIX_MULTIPLE` long, the same for every classifier; `truncation`: what was cut."""
-
-    token_ids: tuple[int, ...]
-    truncation: Truncation
 
 
 class PromptBuilder:
@@ -37,11 +27,12 @@ class PromptBuilder:
                 [f"customer text can spell the control token(s) {forgeable}: choose others in prompt.toml"]
             )
         filler = tokenizer.encode_control(prompt_format.filler)
-        if len(filler) != 1:
+        if prompt_format.filler and len(filler) != 1:
             raise RegistryError(
                 [f"the filler {prompt_format.filler!r} in prompt.toml is {len(filler)} tokens, not one"]
             )
         self._tokenizer = tokenizer
+        self._context_tokens = context_tokens
         self._preamble = tokenizer.encode_control(prompt_format.preamble)
         self._starts = {role: tokenizer.encode_control(starts.of(role)) for role in Role}
         self._end = tokenizer.encode_control(prompt_format.turn_end)
@@ -52,10 +43,14 @@ class PromptBuilder:
         if self.max_prefix_tokens < PREFIX_MULTIPLE + len(self._preamble):
             raise RegistryError([f"a context of {context_tokens} tokens leaves no room for a conversation"])
 
-    def prefix(self, conversation: Conversation) -> Prefix:
-        """Preamble, turns and filler. Cuts the oldest turns when the context is too small, and says so.
+    def in_format(self, prompt_format: PromptFormat) -> PromptBuilder:
+        """The same for another format. Raises RegistryError."""
+        return PromptBuilder(self._tokenizer, prompt_format, self._context_tokens)
 
-        Raises TurnTooLongError, with every turn that is.
+    def prefix(self, conversation: Conversation) -> Prefix:
+        """Preamble, turns, and filler up to a multiple of `PREFIX_MULTIPLE` tokens.
+
+        Cuts the oldest turns when the context is too small, and says so. Raises TurnTooLongError for all that are.
         """
         turns = self._encode(conversation.turns)
         lengths = [len(turn) for turn in turns]

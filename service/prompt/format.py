@@ -47,7 +47,8 @@ class PromptFormat(BaseModel):
     """The fixed pieces around customer text; control tokens are spelled out and parsed as such.
 
     `preamble` opens every prompt; `turn_end` closes a turn; `filler` is one token, repeated after the last turn
-    up to a multiple of `PREFIX_MULTIPLE`; `invocation` opens the tail and switches an activated adapter on.
+    up to a multiple of `PREFIX_MULTIPLE`; `invocation` opens the tail and switches an activated adapter on. Each piece
+    is encoded apart from the text beside it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,11 +65,18 @@ class PromptFormat(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
-def load_prompt_format(folder: Path) -> PromptFormat:
-    """Read `prompt.toml` of a classifiers folder. Raises RegistryError with every problem in it."""
+class OwnPromptFormat(PromptFormat):
+    """The format of a classifier that was trained on another than the shared one. Without `filler` its prompts have
+    none: the part of a block that the conversation ends in is computed by every call then."""
+
+    filler: str = ""
+
+
+def load_prompt_format(folder: Path, kind: type[PromptFormat] = PromptFormat) -> PromptFormat:
+    """Read `prompt.toml` of a classifiers folder, or of a classifier's own. Raises RegistryError with every problem."""
     path = folder / FORMAT_FILE
     try:
-        return PromptFormat.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise RegistryError([f"{path} is missing: it holds the prompt format the adapters were trained with"]) from None
     except ValidationError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from service.errors import RegistryError
 from service.files import sha256, write_whole
+from service.prompt.format import FORMAT_FILE
 from service.registry.adapter import CONFIG_FILE, WEIGHTS_FILE
 from service.registry.manifest import MANIFEST_FILE, AdapterChoice
 
@@ -84,6 +85,14 @@ def copy_adapter(peft_folder: Path, folder: Path) -> AdapterChoice:
         return AdapterChoice.ACTIVATED if config.get("alora_invocation_tokens") else AdapterChoice.PLAIN
     except (ValueError, AttributeError, RecursionError) as error:
         raise RegistryError([f"{peft_folder / CONFIG_FILE} is not a JSON object"]) from error
+
+
+def copy_prompt(path: Path, folder: Path) -> None:
+    """Copy a prompt format into a classifier's folder. Raises RegistryError when there is no such file."""
+    try:
+        shutil.copyfile(path, folder / FORMAT_FILE)
+    except OSError as error:
+        raise RegistryError([f"{path} cannot be read: {error.strerror}"]) from error
 
 
 def say_activated(folder: Path) -> None:

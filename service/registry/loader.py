@@ -9,10 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from service.base_model import BaseModel
-from service.domain import MAX_NAME, Adapter, AdapterKind, Classifier, Probe
+from service.domain import MAX_NAME, Adapter, AdapterKind, Classifier, Probe, Prompt
 from service.errors import RegistryError
 from service.prompt.builder import PromptBuilder
-from service.prompt.format import MAX_TAIL_TOKENS
+from service.prompt.format import FORMAT_FILE, MAX_TAIL_TOKENS, OwnPromptFormat, load_prompt_format
 from service.prompt.labels import prove_labels
 from service.prompt.tokenizer import PromptTokenizer
 from service.registry.adapter import load_adapter
@@ -101,7 +101,11 @@ class RegistryLoader:
         name = name or folder.name
         if not NAME.fullmatch(name):
             problems.append(NAME_HELP)
-        tail_ids = self.builder.tail(manifest.words)
+        try:
+            builder = builder_of(folder, self.builder)
+        except RegistryError as error:
+            return None, [*problems, *error.problems]
+        tail_ids = builder.tail(manifest.words)
         if len(tail_ids) > MAX_TAIL_TOKENS:
             problems.append(
                 f"invocation and words are {len(tail_ids)} tokens, more than {MAX_TAIL_TOKENS}; shorten `words`"
@@ -111,7 +115,7 @@ class RegistryLoader:
         adapter = None
         if manifest.adapter is not AdapterChoice.NONE:
             kind = AdapterKind(manifest.adapter.value)
-            adapter, adapter_problems = load_adapter(folder / "adapter", kind, self.base, self.builder.invocation_ids)
+            adapter, adapter_problems = load_adapter(folder / "adapter", kind, self.base, builder.invocation_ids)
             problems += adapter_problems
         elif (folder / "adapter").exists():
             problems.append("the manifest says adapter = 'none' but there is a folder adapter/")
@@ -122,7 +126,7 @@ class RegistryLoader:
             problems += probe_problems
         calibration, flaw = None, None
         if CALIBRATION_FILE not in self.ignore:
-            fitted_for = self.calibration_digest(manifest, adapter)
+            fitted_for = self.calibration_digest(manifest, adapter, builder)
             calibration, flaw, calibration_problems = load_calibration(folder, names, fitted_for)
             problems += calibration_problems
             if manifest.targets and calibration is None:
@@ -136,16 +140,17 @@ class RegistryLoader:
             labels=labels,
             tail_ids=tail_ids,
             adapter=adapter,
-            revision=self._revision(folder, adapter),
+            revision=self._revision(folder, adapter, builder),
             min_label_mass=manifest.min_label_mass,
             calibration=calibration,
             probes=probes,
             priority=manifest.priority,
             flaw=flaw,
+            own_prompt=None if builder is self.builder else builder,
         )
         return classifier, []
 
-    def calibration_digest(self, manifest: Manifest, adapter: Adapter | None) -> str:
+    def calibration_digest(self, manifest: Manifest, adapter: Adapter | None, prompt: Prompt) -> str:
         """Digest, hex, of what a calibration is fitted for: what decides raw probabilities, targets and their answers.
 
         The base is part of it only where it answers itself: an adapter's base is proven by its gate.
@@ -158,19 +163,33 @@ class RegistryLoader:
             "\n".join(f"{name}={token}" for name, token in manifest.labels.items()).encode(),
             "\n".join(targets).encode(),
             adapter.digest.encode() if adapter else self.base.identity.encode(),
-            self.builder.prompt_digest.encode(),
+            prompt.prompt_digest.encode(),
         )
 
-    def _revision(self, folder: Path, adapter: Adapter | None) -> str:
+    def _revision(self, folder: Path, adapter: Adapter | None, prompt: Prompt) -> str:
         """First 16 hex digits of sha256 over everything that decides an answer."""
         calibration = folder / CALIBRATION_FILE
         return _digest(
             (folder / MANIFEST_FILE).read_bytes(),
             adapter.digest.encode() if adapter else b"",
-            self.builder.prompt_digest.encode(),
+            prompt.prompt_digest.encode(),
             calibration.read_bytes() if calibration.exists() else b"",
             self.base.identity.encode(),
         )[:16]
+
+
+def builder_of(folder: Path, shared: PromptBuilder) -> PromptBuilder:
+    """What makes the prompts of the classifier in a folder: `shared`, or one for the other format that the folder has.
+
+    Raises RegistryError with every problem of that format.
+    """
+    if not (folder / FORMAT_FILE).exists():
+        return shared
+    try:
+        own = shared.in_format(load_prompt_format(folder, OwnPromptFormat))
+    except RegistryError as error:
+        raise RegistryError([problem.removeprefix(f"{folder}/") for problem in error.problems]) from error
+    return shared if own.prompt_digest == shared.prompt_digest else own
 
 
 def _digest(*parts: bytes) -> str:

@@ -61,7 +61,8 @@ def make_probes(
     made: dict[str, list[Probe]] = {}
     for classifier in classifiers:
         asked = conversations[classifier.name]
-        requests = [scoring_request(builder.prefix(conversation), classifier) for conversation in asked]
+        prompt = classifier.own_prompt or builder
+        requests = [scoring_request(prompt.prefix(conversation), classifier) for conversation in asked]
         answers = reference.probabilities(requests)
         made[classifier.name] = [Probe(c, tuple(p)) for c, p in zip(asked, answers, strict=True)]
     return made

@@ -29,6 +29,7 @@ from service.prompt.labels import prove_labels
 from service.prompt.tokenizer import PromptTokenizer
 from service.registry.calibration import CALIBRATION_FILE
 from service.registry.folders import say_activated
+from service.registry.loader import builder_of
 from service.registry.manifest import AdapterChoice, Manifest, load_manifest
 from service.training.export import export_adapter
 from service.training.fan import Fan
@@ -43,11 +44,12 @@ Read = tuple[Record, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A classifier to train: its folder, manifest and proven labels."""
+    """A classifier to train: its folder, manifest, proven labels and what makes its prompts."""
 
     folder: Path
     manifest: Manifest
     labels: tuple[Label, ...]
+    builder: PromptBuilder
 
     @property
     def name(self) -> str:
@@ -69,19 +71,21 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a training run is made of; `run` does it. A plain adapter is trained alone: it has nothing to share.
+    """What a training run is made of; `run` does it. `tasks`: some that `together` puts together.
 
     `digests`: of the data's files as they were at first, by name; who edits one meanwhile changes nothing of that.
     """
 
     base: BaseModel
-    tokenizer: PromptTokenizer
-    builder: PromptBuilder
     tasks: tuple[Task, ...]
     data: tuple[Path, ...]
     digests: Mapping[str, str]
     config: TrainingConfig
     console: Console
+
+    @property
+    def builder(self) -> PromptBuilder:
+        return self.tasks[0].builder
 
     def records(self) -> list[Read]:
         """What is trained on. Raises ConfigurationError when it will not do."""
@@ -219,12 +223,16 @@ def digests_of(data: Sequence[Path]) -> dict[str, str]:
 
 
 def together(tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
-    """Tasks that are trained at once: all activated ones, and each plain one alone."""
-    activated = tuple(task for task in tasks if not task.is_plain)
-    return ([activated] if activated else []) + [(task,) for task in tasks if task.is_plain]
+    """Tasks that are trained at once: all activated ones of one prompt, and each plain one alone: it shares nothing."""
+    by_prompt: dict[str, list[Task]] = {}
+    for task in (each for each in tasks if not each.is_plain):
+        by_prompt.setdefault(task.builder.prompt_digest, []).append(task)
+    return [tuple(each) for each in by_prompt.values()] + [(task,) for task in tasks if task.is_plain]
 
 
-def load_tasks(directory: Path, names: Sequence[str], tokenizer: PromptTokenizer) -> tuple[Task, ...]:
+def load_tasks(
+    directory: Path, names: Sequence[str], tokenizer: PromptTokenizer, builder: PromptBuilder
+) -> tuple[Task, ...]:
     """The named classifiers, or all that want an adapter. Raises RegistryError with all problems.
 
     A named one without an adapter gets an activated one.
@@ -236,7 +244,10 @@ def load_tasks(directory: Path, names: Sequence[str], tokenizer: PromptTokenizer
         if manifest is not None and (names or manifest.adapter is not AdapterChoice.NONE):
             labels, label_problems = prove_labels(tokenizer, manifest.words, manifest.labels)
             found = label_problems
-            tasks.append(Task(folder, manifest, labels))
+            try:
+                tasks.append(Task(folder, manifest, labels, builder_of(folder, builder)))
+            except RegistryError as error:
+                found += error.problems
         problems += [f"{folder.name}: {problem}" for problem in found]
     if problems or not tasks:
         raise RegistryError(problems or [f"{directory} has no classifier that wants an adapter"])

@@ -15,7 +15,7 @@ from service import watch
 from service.admission import Admission
 from service.call import Call
 from service.catalogue import Catalogue
-from service.domain import Calibration, Classification, Reference, StageSeconds, TokenUsage
+from service.domain import Calibration, Classification, Reference, StageSeconds, TokenUsage, Truncation
 from service.engine.base import AdapterPlace, EngineCounters, ScoringEngine
 from service.engine.fake_engine import FakeEngine
 from service.engine.supervised import SupervisedEngine
@@ -62,7 +62,7 @@ def use(metrics: Metrics, registry: Registry) -> None:
     asked = replace(registry.get(ACTIVATED), calibration=calibration)
     answer = Classification(
         *(ACTIVATED, "yes", 0.9, ("yes", "no"), (0.9, 0.1), (0.9, 0.1), 0.1),
-        *(LABEL_MASS_TOO_LOW, asked.revision, TokenUsage(10, 20)),
+        *(LABEL_MASS_TOO_LOW, asked.revision, Truncation(), TokenUsage(10, 20)),
     )
     metrics.watch_admission(Admission(1, 1))
     with metrics.call_in_flight(METHOD):

@@ -14,11 +14,11 @@ from service.api.convert import conversation_from_proto
 from service.classify import Classify
 from service.client import RpcError
 from service.deadline import Deadline
-from service.domain import Conversation
+from service.domain import Conversation, Prefix
 from service.observer import Observer
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
-from service.prompt.builder import Prefix, PromptBuilder
+from service.prompt.builder import PromptBuilder
 from service.prompt.format import PromptFormat
 from service.prompt.tokenizer import PromptTokenizer
 from service.reading import LONG_BYTES, TURN_BYTES

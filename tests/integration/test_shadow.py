@@ -16,6 +16,7 @@ from service.deadline import Deadline
 from service.engine.base import EngineAdapter, engine_adapter
 from service.errors import EngineError
 from service.pb.fantail.v1 import classification_service_pb2 as pb
+from service.reading import read
 from service.registry.loader import RegistryLoader
 from service.shadow import MOST_UNDER_WAY
 from tests.deployment import ACTIVATED, BARE, KINDS, PLAIN, Served
@@ -175,9 +176,9 @@ async def test_a_shadow_goes_on_when_its_call_has_ended(operated: Operated, serv
 
 async def test_a_shadow_has_time_of_its_own(served: Served, shadow: str) -> None:
     answered, _ = await served.classify.one(talk("hi"), BARE)
-    prefix = served.loader.builder.prefix(talk("hi"))
+    reading = await read(served.loader.builder, talk("hi"))
     asked = served.catalogue.current.revision(ACTIVATED, shadow)
-    served.classify.shadows.ask(prefix, asked, answered, Call(deadline=Deadline.after(0)))
+    served.classify.shadows.ask(reading, asked, answered, Call(deadline=Deadline.after(0)))
     assert await served.metrics.shadow() is not None
 
 
@@ -249,10 +250,10 @@ async def test_a_shadow_that_was_replaced_before_the_answer_is_not_asked(
 async def test_a_shadow_that_waits_for_room_holds_up_no_unload(
     operated: Operated, served: Served, shadow: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    admission, prefix = served.classify.admission, served.loader.builder.prefix(talk("hi"))
+    admission, reading = served.classify.admission, await read(served.loader.builder, talk("hi"))
     answered, _ = await served.classify.one(talk("hi"), BARE)
     with admission.admit(0, [Job(admission.max_tokens)], Deadline()):
-        served.classify.shadows.ask(prefix, served.catalogue.current.revision(ACTIVATED, shadow), answered, Call())
+        served.classify.shadows.ask(reading, served.catalogue.current.revision(ACTIVATED, shadow), answered, Call())
         await operated.admin.SetTraffic(traffic({}), timeout=DEADLINE_S)
         await served.deployer.unload(ACTIVATED, shadow)
     assert await served.metrics.shadow() is None

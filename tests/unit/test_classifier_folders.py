@@ -11,7 +11,7 @@ import pytest
 from service.domain import AdapterKind
 from service.errors import RegistryError
 from service.registry.adapter import CONFIG_FILE, WEIGHTS_FILE
-from service.registry.folders import copy_adapter, manifest_text, new_folder, say_activated
+from service.registry.folders import copy_adapter, copy_prompt, manifest_text, new_folder, say_activated
 from service.registry.loader import RegistryLoader
 from service.registry.manifest import MANIFEST_FILE, AdapterChoice, load_manifest
 from tests.support import manifest_toml
@@ -164,6 +164,11 @@ def test_an_imported_adapter_is_served(
     adapter = loader.load(directory).get("refund").adapter
     assert adapter is not None
     assert adapter.kind is AdapterKind.ACTIVATED
+
+
+def test_a_prompt_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match=r"mine\.toml cannot be read: No such file"):
+        copy_prompt(tmp_path / "mine.toml", tmp_path)
 
 
 NONE = manifest_toml(adapter="none")

@@ -65,7 +65,7 @@ def classifier(directory: Path, name: str, config: dict[str, Any] | None) -> Non
 
 def test_by_default_what_is_configured_is_planned() -> None:
     plan = planned()
-    assert plan["deployment"]["served"]["fan"] == {"activated": 16, "plain": 0, "bare": 0}
+    assert plan["deployment"]["served"]["fan"] == {"activated": 16, "plain": 0, "bare": 0, "apart": 0}
     assert plan["memory"]["weights"] == 134_515_008 * 4
     assert plan["slot_count"] == 20
     assert [warning[:35] for warning in plan["warnings"]] == ["1,536 tokens in flight let in 1 of "]
@@ -117,9 +117,11 @@ def test_classifiers_are_counted_by_what_answers_them(tmp_path: Path) -> None:
     classifier(tmp_path / "mine", "activated", ADAPTER)
     classifier(tmp_path / "mine", "plain", changed(ADAPTER, {"r": 16, "alora_invocation_tokens": None}))
     classifier(tmp_path / "mine", "zero_shot", None)
+    for name in ("plain", "zero_shot"):  # the plain one reads for itself anyway
+        (tmp_path / "mine" / name / "prompt.toml").touch()
     plan = planned("--classifiers", tmp_path / "mine")
     assert plan["deployment"]["served"] == {
-        "fan": {"activated": 1, "plain": 1, "bare": 1},
+        "fan": {"activated": 1, "plain": 1, "bare": 1, "apart": 1},
         "ranks": [4, 16],
         "modules": ["o_proj", "q_proj"],
     }

@@ -120,6 +120,13 @@ def test_each_further_classifier_reads_the_prefix_and_its_adapter_from_memory() 
     assert two - one == (320 + 7) * 131_072 + 2 * planned.shape.lora_parameters(16, planned.shape.linears)
 
 
+def test_classifiers_with_a_prompt_of_their_own_do_not_share_a_reading() -> None:
+    planned = deployment()
+    fans = [Fan(1), Fan(3, apart=1), Fan(3, apart=3), Fan(2, 1, 2, apart=2)]
+    prefixes = [work_of(planned, fan, 320).prefix for fan in fans]
+    assert [each // prefixes[0] for each in prefixes] == [1, 2, 3, 4]
+
+
 def test_activated_and_bare_classifiers_share_a_reading_and_plain_ones_do_not() -> None:
     planned = deployment()
     prefixes = [

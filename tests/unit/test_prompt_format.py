@@ -8,7 +8,7 @@ import pytest
 
 from service.domain import Role
 from service.errors import RegistryError
-from service.prompt.format import PromptFormat, load_prompt_format
+from service.prompt.format import FORMAT_FILE, OwnPromptFormat, PromptFormat, load_prompt_format
 
 VALID = """preamble = "<|im_start|>system\\nHelp.<|im_end|>\\n"
 turn_end = "<|im_end|>\\n"
@@ -58,6 +58,16 @@ def test_an_unknown_key_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(RegistryError) as caught:
         load(tmp_path, 'prelude = "x"\n' + VALID)
     assert [key for key in PromptFormat.model_fields if key not in str(caught.value)] == []
+
+
+def test_a_classifiers_own_format_may_have_no_filler(tmp_path: Path) -> None:
+    (tmp_path / FORMAT_FILE).write_text(VALID.replace('filler = "\\n"\n', ""), encoding="utf-8")
+    assert load_prompt_format(tmp_path, OwnPromptFormat).filler == ""
+
+
+def test_a_classifiers_own_format_with_the_same_pieces_has_the_same_digest(tmp_path: Path) -> None:
+    shared = load(tmp_path, VALID)
+    assert load_prompt_format(tmp_path, OwnPromptFormat).digest == shared.digest
 
 
 def test_all_faults_are_reported_together(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def calibration_digest(loader: RegistryLoader, folder: Path) -> str:
     (manifest, _), (classifier, _) = load_manifest(folder), loader.load_one(folder)
     assert manifest is not None
     assert classifier is not None
-    return loader.calibration_digest(manifest, classifier.adapter)
+    return loader.calibration_digest(manifest, classifier.adapter, loader.builder)
 
 
 def content(loader: RegistryLoader, folder: Path, **changes: Any) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def test_every_piece_of_the_prompt_format_makes_another_run(
     assert run_digest(**(RUN | {"prompt_format": one})) != run_digest(**(RUN | {"prompt_format": other}))
 
 
-def task(name: str) -> Task:
-    return Task(Path(name), Manifest.model_validate({**MANIFEST, "words": " why?"}), ())
+def task(name: str, builder: PromptBuilder) -> Task:
+    return Task(Path(name), Manifest.model_validate({**MANIFEST, "words": " why?"}), (), builder)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def task(name: str) -> Task:
         pytest.param("churn_risk", "bare", "why?", id="bare of a seventeenth"),
     ],
 )
-def test_words_are_known_for_every_classifier(name: str, words: str, expected: str) -> None:
-    assert words_of(task(name), Variant("tail", "some", words=words)) == expected
+def test_words_are_known_for_every_classifier(name: str, words: str, expected: str, builder: PromptBuilder) -> None:
+    assert words_of(task(name, builder), Variant("tail", "some", words=words)) == expected
 
 
 PLAIN_ALONE = {each.key: {"dev_macro_f1": 0.7} for each in PLAIN if each.name in ("topic", "urgency")}

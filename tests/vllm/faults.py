@@ -17,7 +17,8 @@ from safetensors.torch import save_file as save_torch
 from transformers import AutoModelForCausalLM
 
 from service.base_model import BaseModel
-from service.domain import Classifier
+from service.domain import AdapterKind, Classifier
+from service.prompt.format import FORMAT_FILE
 from service.registry.adapter import CONFIG_FILE, WEIGHTS_FILE
 from service.registry.calibration import CALIBRATION_FILE
 from service.registry.loader import RegistryLoader
@@ -28,6 +29,7 @@ from service.training.export import export_adapter
 from service.training.fan import Fan
 from service.training.loop import Example, Trainer, TrainingConfig
 from service.training.probes import make_probes
+from tests.support import SAME_INVOCATION
 
 VICTIM, OTHER = "refund_request", "escalation_risk"
 
@@ -142,6 +144,19 @@ def vouch(folder: Path, prompting: Prompting, base: BaseModel) -> None:
     talks = [probe.conversation for probe in found.probes]
     (probes,) = make_probes(base, prompting.builder, {found.name: talks}, [found]).values()
     write_probes(folder, tuple(label.name for label in found.labels), probes)
+
+
+def with_own_prompt(folder: Path, kind: AdapterKind, prompting: Prompting) -> Classifier:
+    """Make a copied folder one of a classifier that was trained on a prompt of its own; says what is to be served."""
+    (folder / FORMAT_FILE).write_text(SAME_INVOCATION, encoding="utf-8")
+    (folder / CALIBRATION_FILE).unlink(missing_ok=True)
+    if kind is AdapterKind.PLAIN:
+        manifest, config = folder / MANIFEST_FILE, folder / "adapter" / CONFIG_FILE
+        manifest.write_text(manifest.read_text(encoding="utf-8").replace('"activated"', '"plain"'), encoding="utf-8")
+        values = json.loads(config.read_text(encoding="utf-8")) | {"alora_invocation_tokens": None}
+        config.write_text(json.dumps(values), encoding="utf-8")
+    vouch(folder, prompting, prompting.base)
+    return classifier_in(folder, prompting)
 
 
 def halved(folder: Path, prompting: Prompting) -> Classifier:

@@ -17,6 +17,7 @@ from grpc import StatusCode
 
 from loadtest.growth.reloads import change_slightly
 from service.client import FantailAdminClient, FantailClient, RpcError, Turns
+from service.domain import AdapterKind
 from service.pb.fantail.v1 import admin_service_pb2 as admin
 from service.pb.fantail.v1 import classification_service_pb2 as pb
 from service.pb.fantail.v1.classification_service_pb2_grpc import ClassificationServiceStub
@@ -40,7 +41,7 @@ from tests.vllm.asking import (
 )
 from tests.vllm.comparing import conversation_of
 from tests.vllm.conftest import ROOT, STEP_TOKENS, Served
-from tests.vllm.faults import halved
+from tests.vllm.faults import halved, with_own_prompt
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -224,6 +225,21 @@ async def test_a_classifier_that_is_added_answers(served: Served, client: Fantai
     shutil.rmtree(served.server.folder / "subject")
     (result,) = await served.server.reload()
     assert (result.classifier, result.outcome) == ("subject", admin.RELOAD_OUTCOME_REMOVED)
+
+
+@pytest.mark.parametrize("kind", AdapterKind)
+async def test_a_classifier_with_a_prompt_of_its_own_is_proven_and_answers_as_peft_does(
+    served: Served, client: FantailClient, prompting: Prompting, kind: AdapterKind
+) -> None:
+    folder = shutil.copytree(ROOT / "classifiers" / "refund_request", served.server.candidates / "theirs")
+    classifier = with_own_prompt(folder, kind, prompting)
+    folder.rename(served.server.folder / "theirs")
+    (result,) = await served.server.reload()
+    assert (result.classifier, result.outcome) == ("theirs", admin.RELOAD_OUTCOME_LOADED), result.problems
+    first, _ = (await client.fan_out(probe_turns(classifier), ["theirs", "refund_request"], timeout=60)).results
+    require_pefts_answer(first.classification, classifier)
+    shutil.rmtree(served.server.folder / "theirs")
+    await served.server.reload()
 
 
 async def test_another_classifiers_adapter_is_refused_by_the_gate_and_changes_nothing(

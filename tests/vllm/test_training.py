@@ -25,6 +25,7 @@ from service.training.fan import Fan
 from service.training.loop import Example, Trainer, TrainingConfig
 from service.training.plain import PlainFan
 from service.training.probes import PROBES
+from tests.support import SAME_INVOCATION
 from tests.vllm.comparing import conversation_of
 from tests.vllm.conftest import ROOT, Strangers
 
@@ -126,14 +127,26 @@ def test_a_plain_adapter_answers_as_in_peft(prompting: Prompting, tmp_path: Path
         assert torch.allclose(answer.softmax(-1), wanted.softmax(-1), atol=2e-3)
 
 
-@pytest.mark.parametrize("kind", ["plain", "activated"])
+@pytest.mark.parametrize(
+    ("kind", "has_prompt"),
+    [("plain", False), ("activated", False), ("plain", True), ("activated", True)],
+    ids=["plain", "activated", "plain with its prompt", "activated with its prompt"],
+)
 def test_an_imported_adapter_becomes_a_servable_folder_with_probes(
-    prompting: Prompting, strangers: Strangers, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    prompting: Prompting,
+    strangers: Strangers,
+    tmp_path: Path,
+    kind: str,
+    has_prompt: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copy(ROOT / "classifiers" / "prompt.toml", tmp_path)
     monkeypatch.setenv("FANTAIL_CLASSIFIERS", str(tmp_path))
     folder = getattr(strangers, kind).adapter.path
     options = ["--description", "Whether it helped.", "--words", "helped?", "--label", "yes", "--label", "no"]
+    if has_prompt:
+        (tmp_path / "theirs.toml").write_text(SAME_INVOCATION)
+        options += ["--prompt", str(tmp_path / "theirs.toml")]
     data = ROOT / "classifiers" / "data" / "bank.jsonl"
     done = CliRunner().invoke(app, ["import", str(folder), "helped", *options, "--data", str(data)])
     assert done.exit_code == 0, done.output
@@ -142,6 +155,7 @@ def test_an_imported_adapter_becomes_a_servable_folder_with_probes(
     assert classifier.adapter is not None
     assert classifier.adapter.kind == kind
     assert len(classifier.probes) == PROBES
+    assert (classifier.own_prompt is not None) == has_prompt
 
 
 @pytest.fixture

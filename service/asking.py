@@ -23,6 +23,12 @@ class Question:
     classifier: Classifier
     prefix: Prefix
 
+    @property
+    def reading(self) -> str:
+        """The same for those that read a conversation together: all but plain ones, where they have one prompt."""
+        own = self.classifier.own_prompt
+        return self.classifier.revision if not self.classifier.shares_reading else own.prompt_digest if own else ""
+
 
 def scoring_request(prefix: Prefix, classifier: Classifier, call: Call = Call()) -> ScoringRequest:
     """The prompt of one classifier: a conversation's prefix, its own tail, and where its adapter begins."""

@@ -135,7 +135,7 @@ class Classify:
         async with self._turn(reading, names, call):
             with self.catalogue.lease() as registry:
                 names = tuple(names) or tuple(registry.classifiers)
-                chosen = dict(enumerate([await _question(registry, name, reading) for name in names]))
+                chosen = dict(enumerate(_question(registry, name, reading) for name in names))
                 known: dict[int, Outcome] = {i: each for i, each in chosen.items() if isinstance(each, FantailError)}
                 asked = {i: each for i, each in chosen.items() if isinstance(each, Question)}
                 with self._room_for(asked, call) as shed:
@@ -169,7 +169,7 @@ class Classify:
             yield
             return
         registry = self.catalogue.current
-        found = [await _question(registry, name, reading) for name in names or registry.classifiers]
+        found = [_question(registry, name, reading) for name in names or registry.classifiers]
         work = self._work([each for each in found if isinstance(each, Question)], call.cache_salt)
         async with self.admission.admit_in_background(*work, call.deadline):
             yield
@@ -199,19 +199,19 @@ class Classify:
             if not classifier.shares_reading:
                 own += self.memory.new_tokens(prefix.token_ids, f"{salt} {classifier.revision}")
             jobs.append(Job(own, classifier.priority))
-        shared = next((each.prefix for each in asked if each.classifier.shares_reading), None)
-        return 0 if shared is None else self.memory.new_tokens(shared.token_ids, salt), jobs
+        shared = {each.reading: each.prefix for each in asked if each.classifier.shares_reading}
+        return sum(self.memory.new_tokens(prefix.token_ids, salt) for prefix in shared.values()), jobs
 
     def _remember(self, answered: Question, salt: str, remembered: set[str]) -> None:
         """The engine's cache holds what it has answered; what was refused or given up is as new when it comes back.
 
         `remembered`: what of this fan-out already is, changed in place.
         """
-        classifier = answered.classifier
-        reading = salt if classifier.shares_reading else f"{salt} {classifier.revision}"
-        if reading not in remembered:
-            self.memory.remember(answered.prefix.token_ids, reading)
-            remembered.add(reading)
+        if answered.reading not in remembered:
+            classifier = answered.classifier
+            own_salt = salt if classifier.shares_reading else f"{salt} {classifier.revision}"
+            self.memory.remember(answered.prefix.token_ids, own_salt)
+            remembered.add(answered.reading)
 
     async def _outcomes(
         self, asked: Mapping[int, Question], call: Call, clock: Clock
@@ -266,12 +266,12 @@ def _find(registry: Registry, name: str, conversation: Conversation) -> Classifi
         return error
 
 
-async def _question(registry: Registry, name: str, reading: Reading) -> Question | FantailError:
+def _question(registry: Registry, name: str, reading: Reading) -> Question | FantailError:
     found = _find(registry, name, reading.conversation)
     if isinstance(found, FantailError):
         return found
     try:
-        return Question(found, await reading.prefix_for(found))
+        return Question(found, reading.prefix_for(found))
     except InvalidRequestError as error:
         return error
 

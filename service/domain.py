@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -50,10 +51,14 @@ class Truncation:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """A conversation as token ids, up to where a classifier's own begin; `truncation`: what was cut."""
+    """A conversation as token ids, up to where a classifier's own begin.
+
+    `truncation`: what was cut; `texts`: ids of every turn's text alone, which are the same in any prompt.
+    """
 
     token_ids: tuple[int, ...]
     truncation: Truncation
+    texts: tuple[tuple[int, ...], ...]
 
 
 class Prompt(Protocol):
@@ -61,8 +66,8 @@ class Prompt(Protocol):
 
     prompt_digest: str
 
-    def prefix(self, conversation: Conversation) -> Prefix:
-        """Raises InvalidRequestError for a conversation that has none."""
+    def prefix(self, conversation: Conversation, texts: Sequence[tuple[int, ...]] | None = None) -> Prefix:
+        """`texts`: of a prefix that another prompt has made of it. Raises InvalidRequestError for one that has none."""
 
 
 class Priority(enum.StrEnum):
@@ -174,9 +179,8 @@ class Classifier:
 
     @property
     def shares_reading(self) -> bool:
-        """Whether it finds the conversation read already, by the base model: all do but those with a plain adapter or a
-        prompt of their own."""
-        return self.own_prompt is None and (self.adapter is None or self.adapter.kind is AdapterKind.ACTIVATED)
+        """Whether the base model reads the conversation for it, once for all of one prompt: for all but plain ones."""
+        return self.adapter is None or self.adapter.kind is AdapterKind.ACTIVATED
 
 
 @dataclass(frozen=True, slots=True)

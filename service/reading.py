@@ -28,10 +28,10 @@ class Reading:
     conversation: Conversation
     shared: Prefix
 
-    async def prefix_for(self, classifier: Classifier) -> Prefix:
+    def prefix_for(self, classifier: Classifier) -> Prefix:
         """Raises InvalidRequestError for a conversation that the classifier's own prompt has no room for."""
         own = classifier.own_prompt
-        return self.shared if own is None else await prefix_of(own, self.conversation)
+        return self.shared if own is None else own.prefix(self.conversation, self.shared.texts)
 
 
 async def read(prompt: Prompt, conversation: Conversation) -> Reading:

@@ -51,8 +51,9 @@ class Shadows:
     async def _compare(self, reading: Reading, shadow: Classifier, answered: Classification, call: Call) -> None:
         try:
             async with asyncio.timeout(call.deadline.timeout()):
-                prefix = await reading.prefix_for(shadow)
-                tokens = len(shadow.tail_ids) + (0 if shadow.shares_reading else len(prefix.token_ids))
+                prefix = reading.prefix_for(shadow)
+                has_been_read = shadow.shares_reading and prefix is reading.shared
+                tokens = len(shadow.tail_ids) + (0 if has_been_read else len(prefix.token_ids))
                 async with self._admission.admit_in_background(0, [Job(tokens)]):
                     with self._catalogue.lease() as registry:  # only now: who waits for room must not hold up a reload
                         if all(each is not shadow for each in registry.loaded):

@@ -185,10 +185,14 @@ class ClassificationServicer(ClassificationServiceServicer):
         message, field = request.conversations[index], f"conversations[{index}]"
         raise_all(conversation_problems(message, self._limits.max_turns, field))
         try:
-            return await self._classify.fan_out(conversation_from_proto(message), request.classifiers, call)
+            answers = await self._classify.fan_out(conversation_from_proto(message), request.classifiers, call)
         except InvalidRequestError as error:
             move(error, "conversation.", f"{field}.")
             raise
+        for _, outcome in answers.results:
+            if isinstance(outcome, InvalidRequestError):
+                move(outcome, "conversation.", f"{field}.")
+        return answers
 
     def _call_of(self, request: pb.FollowRequest) -> Call:
         """The terms of one message: those of the whole call, with the message's own time."""

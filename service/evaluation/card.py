@@ -43,8 +43,8 @@ def card(name: str, description: str, found: Mapping[str, Any], evaluation: Mapp
     ours = found["by_system"]["fantail"]
     lines += [
         "",
-        f"Before calibration its ECE is {_number(ours['ece_raw'])}. It acts on {ours['answered']:.0%} of the records "
-        f"and is right on {_number(ours['answered_accuracy'])} of those.",
+        f"Before calibration ECE is {_number(ours['ece_raw'])} and Brier's score {_number(ours['brier_raw'])}. It "
+        f"acts on {ours['answered']:.0%} of the records and is right on {_number(ours['answered_accuracy'])} of those.",
         "",
         *_acted_on(found.get("acted_on", ())),
         "| labelled, answered → | " + " | ".join(found["labels"]) + " |",

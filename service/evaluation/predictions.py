@@ -150,6 +150,8 @@ async def predict(
         on_record()
         found = []
         for name, outcome in answers.results:
+            if isinstance(outcome, InvalidRequestError):
+                raise ConfigurationError(f"record {record.conversation.id}: {name}: {outcome.message}") from outcome
             if isinstance(outcome, FantailError):
                 raise outcome
             found.append((name, record, outcome))

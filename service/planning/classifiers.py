@@ -7,7 +7,7 @@ from pathlib import Path
 
 from service.errors import RegistryError
 from service.planning.model_shape import read_object
-from service.prompt.format import FORMAT_FILE
+from service.prompt.format import FORMAT_FILE, OwnPromptFormat, load_prompt_format
 from service.registry.adapter import CONFIG_FILE, MAX_RANK
 from service.registry.folders import ADAPTER_FOLDER
 from service.registry.loader import classifier_folders
@@ -18,14 +18,14 @@ class Fan:
     """Classifiers asked about one conversation, counted by what answers.
 
     `activated`: adapters on the tail alone; `plain`: adapters on every token, each with a reading of its own;
-    `bare`: the model without an adapter, which shares its reading with the activated ones; `apart`: how many of the
-    activated and bare ones read the conversation for themselves, in a prompt of their own.
+    `bare`: the model without an adapter, which shares its reading with the activated ones; `prompts`: in how many ones
+    those read a conversation.
     """
 
     activated: int = 0
     plain: int = 0
     bare: int = 0
-    apart: int = 0
+    prompts: int = 1
 
     @property
     def size(self) -> int:
@@ -34,7 +34,7 @@ class Fan:
     @property
     def readings(self) -> int:
         """How often the conversation is computed."""
-        return self.plain + self.apart + (1 if self.activated + self.bare > self.apart else 0)
+        return self.plain + (self.prompts if self.activated or self.bare else 0)
 
     @property
     def one(self) -> Fan:
@@ -72,6 +72,11 @@ def read_classifiers(directory: Path, linears: frozenset[str]) -> Served:
                 plain.add(folder)
     if problems:
         raise RegistryError(problems)
-    apart = sum((folder / FORMAT_FILE).exists() for folder in folders if folder not in plain)
-    fan = Fan(len(ranks) - len(plain), len(plain), len(folders) - len(ranks), apart)
+    prompts = {_prompt_of(folder) or _prompt_of(directory) for folder in folders if folder not in plain}
+    fan = Fan(len(ranks) - len(plain), len(plain), len(folders) - len(ranks), max(1, len(prompts)))
     return Served(fan, tuple(ranks), frozenset(changed))
+
+
+def _prompt_of(folder: Path) -> str:
+    """Digest of the prompt format in a folder; empty where there is none."""
+    return load_prompt_format(folder, OwnPromptFormat).digest if (folder / FORMAT_FILE).exists() else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from service.domain import Conversation, Prefix, Role, Truncation, Turn
 from service.errors import InvalidRequestError, RegistryError, TurnTooLongError, raise_all
 from service.prompt.format import PREFIX_MULTIPLE, PromptFormat, max_prefix_tokens
@@ -44,35 +46,48 @@ class PromptBuilder:
             raise RegistryError([f"a context of {context_tokens} tokens leaves no room for a conversation"])
 
     def in_format(self, prompt_format: PromptFormat) -> PromptBuilder:
-        """The same for another format. Raises RegistryError."""
-        return PromptBuilder(self._tokenizer, prompt_format, self._context_tokens)
+        """The same for another format, which must leave half of the room to a conversation. Raises RegistryError."""
+        other = PromptBuilder(self._tokenizer, prompt_format, self._context_tokens)
+        around = len(other._preamble) + max(map(len, other._starts.values())) + len(other._end)
+        if around > other.max_prefix_tokens // 2:
+            room = f"{other.max_prefix_tokens} tokens that there is room for"
+            raise RegistryError([f"prompt.toml: preamble and what stands around a turn take {around} of the {room}"])
+        return other
 
-    def prefix(self, conversation: Conversation) -> Prefix:
+    def prefix(self, conversation: Conversation, texts: Sequence[tuple[int, ...]] | None = None) -> Prefix:
         """Preamble, turns, and filler up to a multiple of `PREFIX_MULTIPLE` tokens.
 
         Cuts the oldest turns when the context is too small, and says so. Raises TurnTooLongError for all that are.
+        `texts`: of a prefix that another format has made of it, so that they are not encoded again.
         """
-        turns = self._encode(conversation.turns)
+        endless = [len(turn.text) > self._room * MAX_CHARACTERS_PER_TOKEN for turn in conversation.turns]
+        if texts is None:
+            texts = self._tokenizer.encode_texts(
+                "" if skip else turn.text for turn, skip in zip(conversation.turns, endless, strict=True)
+            )
+        turns = self._delimited(conversation.turns, texts, endless)
         lengths = [len(turn) for turn in turns]
-        budget = self.max_prefix_tokens - len(self._preamble)
-        dropped = turns_to_drop(lengths, budget, min(STEP_TOKENS, budget // 4))
+        dropped = turns_to_drop(lengths, self._room, min(STEP_TOKENS, self._room // 4))
         ids = list(self._preamble)
         for turn in turns[dropped:]:
             ids += turn
         ids += self._filler * (-len(ids) % PREFIX_MULTIPLE)
-        return Prefix(tuple(ids), Truncation(dropped, sum(lengths[:dropped])))
+        return Prefix(tuple(ids), Truncation(dropped, sum(lengths[:dropped])), tuple(texts))
 
     def tail(self, words: str) -> tuple[int, ...]:
         """Invocation and the task's own words; the answer is read at its last token."""
         return self.invocation_ids + self._tokenizer.encode_text(words)
 
-    def _encode(self, turns: tuple[Turn, ...]) -> list[tuple[int, ...]]:
+    @property
+    def _room(self) -> int:
+        """Tokens that a conversation may take."""
+        return self.max_prefix_tokens - len(self._preamble)
+
+    def _delimited(
+        self, turns: Sequence[Turn], texts: Sequence[tuple[int, ...]], endless: Sequence[bool]
+    ) -> list[tuple[int, ...]]:
         """Ids of each turn with its delimiters, each proven to fit the context alone."""
-        limit = self.max_prefix_tokens - len(self._preamble)
-        endless = [len(turn.text) > limit * MAX_CHARACTERS_PER_TOKEN for turn in turns]
-        texts = self._tokenizer.encode_texts(
-            "" if skip else turn.text for turn, skip in zip(turns, endless, strict=True)
-        )
+        limit = self._room
         encoded = [self._starts[turn.role] + text + self._end for turn, text in zip(turns, texts, strict=True)]
         raise_all(
             [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
@@ -27,7 +27,7 @@ def max_prefix_tokens(context_tokens: int) -> int:
     return (context_tokens - 1 - MAX_TAIL_TOKENS) // PREFIX_MULTIPLE * PREFIX_MULTIPLE
 
 
-Piece = Annotated[str, StringConstraints(min_length=1)]
+Piece = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 
 
 class TurnStarts(BaseModel):
@@ -69,7 +69,7 @@ class OwnPromptFormat(PromptFormat):
     """The format of a classifier that was trained on another than the shared one. Without `filler` its prompts have
     none: the part of a block that the conversation ends in is computed by every call then."""
 
-    filler: str = ""
+    filler: Piece | Literal[""] = ""
 
 
 def load_prompt_format(folder: Path, kind: type[PromptFormat] = PromptFormat) -> PromptFormat:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,7 @@ def builder_of(folder: Path, shared: PromptBuilder) -> PromptBuilder:
 
     Raises RegistryError with every problem of that format.
     """
-    if not (folder / FORMAT_FILE).exists():
+    if not os.path.lexists(folder / FORMAT_FILE):  # a link that leads nowhere is a loss, not another prompt
         return shared
     try:
         own = shared.in_format(load_prompt_format(folder, OwnPromptFormat))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ TURNS = [("customer", TEXT)]
 
 
 @pytest.fixture
-async def operated(tmp_path: Path, loader: RegistryLoader) -> AsyncIterator[Operated]:
-    async with operating(tmp_path, loader) as found:
+async def operated(tmp_path: Path, loader: RegistryLoader, builder: PromptBuilder) -> AsyncIterator[Operated]:
+    async with operating(tmp_path, replace(loader, builder=builder)) as found:
         yield found
 
 
@@ -61,6 +62,16 @@ def asked(operated: Operated) -> dict[str, ScoringRequest]:
         for tail, name in names.items()
         if each.token_ids[-len(tail) :] == tail
     }
+
+
+def roomless(builder: PromptBuilder, share: float = 0.4) -> str:
+    """A prompt that takes this share of the room itself."""
+    return OWN_PROMPT.replace("Answer", "word " * int(builder.max_prefix_tokens * share))
+
+
+def too_much(builder: PromptBuilder) -> list[tuple[str, str]]:
+    """A conversation that the shared prompt has room for, and a roomless one has not."""
+    return [("customer", "word " * int(builder.max_prefix_tokens * 0.75))]
 
 
 @pytest.mark.parametrize("name", KINDS, ids=KINDS.values())
@@ -104,14 +115,72 @@ async def test_it_reports_what_was_left_out_of_its_own_prompt(
 async def test_a_conversation_that_it_alone_has_no_room_for_is_answered_by_the_others(
     operated: Operated, builder: PromptBuilder, own: PromptBuilder
 ) -> None:
-    roomless = OWN_PROMPT.replace("Answer", "word " * (builder.max_prefix_tokens // 2))
-    await reload_with_own(operated, own, PLAIN, text=roomless)
-    turns = [("customer", "word " * (builder.max_prefix_tokens // 2 + 20))]
-    response = await operated.client.fan_out(turns, timeout=DEADLINE_S)
+    await reload_with_own(operated, own, PLAIN, text=roomless(builder))
+    response = await operated.client.fan_out(too_much(builder), timeout=DEADLINE_S)
     statuses = {each.classifier: each.status for each in response.results if each.HasField("status")}
     assert statuses.keys() == {PLAIN}
     assert statuses[PLAIN].code == StatusCode.INVALID_ARGUMENT.value[0]
     assert "Turn 0 has" in statuses[PLAIN].message
+
+
+async def test_in_a_batch_its_refusal_names_the_batchs_field(
+    operated: Operated, builder: PromptBuilder, own: PromptBuilder
+) -> None:
+    await reload_with_own(operated, own, PLAIN, text=roomless(builder))
+    response = await operated.client.classify_batch([TURNS, too_much(builder)], [PLAIN, BARE], timeout=DEADLINE_S)
+    fine, refused = (item.fan_out.results for item in response.items)
+    assert [each.HasField("status") for each in (*fine, *refused)] == [False, False, True, False]
+    assert b"conversations[1].turns[0].text" in refused[0].status.SerializeToString()
+
+
+async def test_a_prompt_that_leaves_less_than_half_of_the_room_is_refused(
+    operated: Operated, builder: PromptBuilder, own: PromptBuilder
+) -> None:
+    give_own_prompt(operated.served.classifiers / PLAIN, own, roomless(builder, 0.55))
+    (result,) = await operated.reload(PLAIN)
+    assert result.outcome == pb.RELOAD_OUTCOME_REFUSED
+    assert result.problems[0].startswith("prompt.toml: preamble and what stands around a turn take ")
+
+
+async def test_a_prompt_that_is_a_link_to_nowhere_is_no_shared_one(operated: Operated, loader: RegistryLoader) -> None:
+    folder = operated.served.classifiers / PLAIN
+    (folder / FORMAT_FILE).symlink_to(folder / "gone")
+    assert loader.load_one(folder)[1] == [
+        "prompt.toml is missing: it holds the prompt format the adapters were trained with"
+    ]
+    (result,) = await operated.reload(PLAIN)
+    assert result.outcome == pb.RELOAD_OUTCOME_REFUSED
+
+
+async def test_a_long_conversation_is_tokenised_once_for_all_prompts(
+    operated: Operated, own: PromptBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await reload_with_own(operated, own, *KINDS)
+    tokenizer, encoded = operated.served.loader.tokenizer, list[str]()
+    encode = type(tokenizer).encode_texts
+
+    def watched(self: object, texts: Iterable[str]) -> list[tuple[int, ...]]:
+        encoded.extend(texts := list(texts))
+        return encode(tokenizer, texts)
+
+    monkeypatch.setattr(type(tokenizer), "encode_texts", watched)
+    await operated.client.fan_out(TURNS, timeout=DEADLINE_S)
+    assert encoded == [TEXT]
+
+
+async def test_traffic_between_two_prompts_is_asked_in_that_of_the_revision(
+    operated: Operated, builder: PromptBuilder, own: PromptBuilder
+) -> None:
+    folder = operated.served.candidate(2)
+    give_own_prompt(operated.served.candidates / folder, own)
+    revisions = [operated.served.current().revision, await operated.load(folder)]
+    prefixes = [each.prefix(talk(TEXT)).token_ids for each in (builder, own)]
+    for revision, prefix in zip(revisions, prefixes, strict=True):
+        shares = {each: 100 * (each == revision) for each in revisions}
+        await operated.admin.SetTraffic(traffic(shares), timeout=DEADLINE_S)
+        answer = await operated.client.classify(TURNS, ACTIVATED, timeout=DEADLINE_S)
+        assert answer.classification.revision == revision
+        assert operated.served.engine.requests[-1].token_ids[: len(prefix)] == prefix
 
 
 async def test_a_shadow_is_asked_in_its_own_prompt(operated: Operated, own: PromptBuilder) -> None:
@@ -136,22 +205,34 @@ async def test_a_batch_asks_it_in_its_own_prompt(operated: Operated, own: Prompt
     assert all(each.token_ids[: len(prefix)] == prefix for each in operated.served.engine.requests)
 
 
-async def test_its_reading_counts_as_work_of_its_own_until_it_is_cached(
-    operated: Operated, own: PromptBuilder, builder: PromptBuilder
+@pytest.mark.parametrize(
+    ("asked_together", "readings"),
+    [
+        pytest.param([ACTIVATED], (1, 2), id="activated"),
+        pytest.param([ACTIVATED, BARE], (1, 1), id="activated and bare share theirs"),
+        pytest.param([PLAIN, ACTIVATED], (2, 1), id="a plain one shares nothing"),
+    ],
+)
+async def test_each_prompt_is_read_once_until_it_is_cached(
+    operated: Operated, own: PromptBuilder, builder: PromptBuilder, asked_together: list[str], readings: tuple[int, int]
 ) -> None:
-    await reload_with_own(operated, own, ACTIVATED)
-    served, taken = operated.served, []
+    """`readings`: in its own prompt, and in the shared one; the plain one's is one of them."""
+    await reload_with_own(operated, own, *asked_together)
+    served, taken, names = operated.served, [], (ACTIVATED, PLAIN, BARE)
     served.engine.front.clear()
     for _ in range(2):
-        call = asyncio.ensure_future(operated.client.fan_out(TURNS, [ACTIVATED, BARE], timeout=DEADLINE_S))
-        await served.engine.until("front", 2)
+        call = asyncio.ensure_future(operated.client.fan_out(TURNS, names, timeout=DEADLINE_S))
+        await served.engine.until("front", len(names))
         taken.append(served.classify.admission.tokens)
         served.engine.front.set()
         await call
         served.engine.front.clear()
-    tails = sum(len(served.current(name).tail_ids) for name in (ACTIVATED, BARE))
+    tails = sum(len(served.current(name).tail_ids) for name in names)
     prefixes = [len(each.prefix(talk(TEXT)).token_ids) for each in (own, builder)]
-    assert taken == [sum(prefixes) + tails, prefixes[0] % 32 + tails]
+    assert taken == [
+        sum(times * tokens for times, tokens in zip(readings, prefixes, strict=True)) + tails,
+        readings[0] * (prefixes[0] % 32) + tails,
+    ]
 
 
 async def test_a_prompt_that_is_the_shared_one_is_shared(operated: Operated, own: PromptBuilder) -> None:

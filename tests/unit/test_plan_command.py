@@ -16,7 +16,7 @@ from service.errors import ConfigurationError, FantailError, RegistryError
 from service.serve import CPU_TOKENS_IN_FLIGHT, GPU_TOKENS_IN_FLIGHT
 from tests.architecture.source import is_within
 from tests.architecture.test_import_law import modules_loaded_by
-from tests.support import ABSENT, CLASSIFIERS, REPOSITORY, changed
+from tests.support import ABSENT, CLASSIFIERS, OWN_PROMPT, REPOSITORY, changed
 from tests.unit.planned import MISTRAL_7B, SMOLLM2_135M
 
 ADAPTER = {"r": 4, "target_modules": ["q_proj", "o_proj"], "alora_invocation_tokens": [1, 2]}
@@ -65,7 +65,7 @@ def classifier(directory: Path, name: str, config: dict[str, Any] | None) -> Non
 
 def test_by_default_what_is_configured_is_planned() -> None:
     plan = planned()
-    assert plan["deployment"]["served"]["fan"] == {"activated": 16, "plain": 0, "bare": 0, "apart": 0}
+    assert plan["deployment"]["served"]["fan"] == {"activated": 16, "plain": 0, "bare": 0, "prompts": 1}
     assert plan["memory"]["weights"] == 134_515_008 * 4
     assert plan["slot_count"] == 20
     assert [warning[:35] for warning in plan["warnings"]] == ["1,536 tokens in flight let in 1 of "]
@@ -118,10 +118,10 @@ def test_classifiers_are_counted_by_what_answers_them(tmp_path: Path) -> None:
     classifier(tmp_path / "mine", "plain", changed(ADAPTER, {"r": 16, "alora_invocation_tokens": None}))
     classifier(tmp_path / "mine", "zero_shot", None)
     for name in ("plain", "zero_shot"):  # the plain one reads for itself anyway
-        (tmp_path / "mine" / name / "prompt.toml").touch()
+        (tmp_path / "mine" / name / "prompt.toml").write_text(OWN_PROMPT)
     plan = planned("--classifiers", tmp_path / "mine")
     assert plan["deployment"]["served"] == {
-        "fan": {"activated": 1, "plain": 1, "bare": 1, "apart": 1},
+        "fan": {"activated": 1, "plain": 1, "bare": 1, "prompts": 2},
         "ranks": [4, 16],
         "modules": ["o_proj", "q_proj"],
     }

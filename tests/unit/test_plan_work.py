@@ -122,9 +122,9 @@ def test_each_further_classifier_reads_the_prefix_and_its_adapter_from_memory() 
 
 def test_classifiers_with_a_prompt_of_their_own_do_not_share_a_reading() -> None:
     planned = deployment()
-    fans = [Fan(1), Fan(3, apart=1), Fan(3, apart=3), Fan(2, 1, 2, apart=2)]
+    fans = [Fan(1), Fan(3, prompts=2), Fan(3, prompts=3), Fan(2, 1, 2, prompts=2), Fan(0, 2, 0)]
     prefixes = [work_of(planned, fan, 320).prefix for fan in fans]
-    assert [each // prefixes[0] for each in prefixes] == [1, 2, 3, 4]
+    assert [each // prefixes[0] for each in prefixes] == [1, 2, 3, 3, 2]
 
 
 def test_activated_and_bare_classifiers_share_a_reading_and_plain_ones_do_not() -> None:

@@ -548,7 +548,7 @@ class Classification(_message.Message):
 
     @_builtins.property
     def truncation(self) -> Global___Truncation:
-        """What of the conversation was left out."""
+        """What of the conversation was left out of the classifier's prompt."""
 
     @_builtins.property
     def usage(self) -> Global___TokenUsage:

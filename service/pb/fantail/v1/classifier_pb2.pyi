@@ -80,7 +80,7 @@ class _AdapterKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AdapterKi
     ADAPTER_KIND_UNSPECIFIED: _AdapterKind.ValueType  # 0
     """Not said."""
     ADAPTER_KIND_ACTIVATED: _AdapterKind.ValueType  # 1
-    """An activated LoRA: the conversation's reading is shared with all other activated classifiers."""
+    """An activated LoRA: the conversation's reading is shared with all other activated classifiers of one prompt."""
     ADAPTER_KIND_PLAIN: _AdapterKind.ValueType  # 2
     """A plain LoRA: the conversation is read anew for this classifier."""
     ADAPTER_KIND_NONE: _AdapterKind.ValueType  # 3
@@ -92,7 +92,7 @@ class AdapterKind(_AdapterKind, metaclass=_AdapterKindEnumTypeWrapper):
 ADAPTER_KIND_UNSPECIFIED: AdapterKind.ValueType  # 0
 """Not said."""
 ADAPTER_KIND_ACTIVATED: AdapterKind.ValueType  # 1
-"""An activated LoRA: the conversation's reading is shared with all other activated classifiers."""
+"""An activated LoRA: the conversation's reading is shared with all other activated classifiers of one prompt."""
 ADAPTER_KIND_PLAIN: AdapterKind.ValueType  # 2
 """A plain LoRA: the conversation is read anew for this classifier."""
 ADAPTER_KIND_NONE: AdapterKind.ValueType  # 3

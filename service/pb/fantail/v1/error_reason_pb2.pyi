@@ -43,7 +43,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
               "metadata": {"field": "conversation.turns[0].text"}} with INVALID_ARGUMENT
     """
     ERROR_REASON_TURN_TOO_LONG: _ErrorReason.ValueType  # 4
-    """One turn alone exceeds the model's context.
+    """One turn alone exceeds what the prompt leaves of the model's context; in one result of a fan-out, what that
+    classifier's own prompt leaves.
 
     Example: {"reason": "ERROR_REASON_TURN_TOO_LONG", "domain": "fantail.v1",
               "metadata": {"field": "conversation.turns[4].text", "max_tokens": "8096"}} with INVALID_ARGUMENT
@@ -233,7 +234,8 @@ Example: {"reason": "ERROR_REASON_TEXT_MISSING", "domain": "fantail.v1",
           "metadata": {"field": "conversation.turns[0].text"}} with INVALID_ARGUMENT
 """
 ERROR_REASON_TURN_TOO_LONG: ErrorReason.ValueType  # 4
-"""One turn alone exceeds the model's context.
+"""One turn alone exceeds what the prompt leaves of the model's context; in one result of a fan-out, what that
+classifier's own prompt leaves.
 
 Example: {"reason": "ERROR_REASON_TURN_TOO_LONG", "domain": "fantail.v1",
           "metadata": {"field": "conversation.turns[4].text", "max_tokens": "8096"}} with INVALID_ARGUMENT

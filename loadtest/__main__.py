@@ -22,7 +22,7 @@ from loadtest.outcome import Outcome, milliseconds, ratio
 from loadtest.output import positive, wide_console
 from loadtest.profile import Profile, ProfileError, load_profile
 from loadtest.report import OF_LENGTHS, length_rows, write_report
-from loadtest.run import by_rate, duration_s, is_generator_the_limit, knee, pool, sweep, unloaded
+from loadtest.run import broken_promises, by_rate, duration_s, is_generator_the_limit, knee, pool, sweep, unloaded
 from loadtest.server import fresh_server, provenance, settings
 from loadtest.target import Credentials, Target
 
@@ -55,6 +55,11 @@ def main() -> None:
     parser.add_argument("--processes", type=positive, default=1, help="generator processes")
     parser.add_argument(
         "--seed", type=positive, help="equal seeds give equal calls, which a server has in its cache; default any"
+    )
+    parser.add_argument(
+        "--overload",
+        action="store_true",
+        help="exit 1 unless the highest rate is ten times capacity, costs no goodput, and no accepted call much time",
     )
     parser.add_argument("--output", type=Path, default=Path("loadtest-report"), help="folder for JSON and HTML")
     options = parser.parse_args()
@@ -93,6 +98,8 @@ async def load(path: Path, profile: Profile, options: argparse.Namespace, consol
                 console.print(f"{rate:.2f} calls a second: {outcome.goodput:.2f} answered in time")
     show(facts, runs, console)
     console.print(f"the report: {options.output / 'report.html'}")
+    if options.overload and (broken := broken_promises(pool(runs))):
+        sys.exit("not as promised: " + "; ".join(broken))
 
 
 def facts_of(profile: Profile, options: argparse.Namespace) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from loadtest.generator import Share, told
-from loadtest.outcome import Outcome, merged, pooled
+from loadtest.outcome import Outcome, has_percentile, merged, pooled, seconds
 from loadtest.profile import Profile
 from loadtest.target import Target
 
@@ -27,6 +27,15 @@ MOST_STEPS = 14
 
 MOST_RUNS = 1000
 """Of one load test: seeds are that far apart, so that the next explicit one shares no run with this one."""
+
+MOST_SLOWER = 2.0
+"""Times that overload may lengthen the 99th percentile of accepted calls."""
+
+LEAST_GOODPUT = 0.9
+"""Share of capacity that is answered under overload at least."""
+
+OVERLOAD = 9.5
+"""Times its capacity that a server is offered in an overload; ten, of which chance may lack some."""
 
 KNEE_SHARE = 0.95
 """The knee is the highest rate of which at least so much is answered well."""
@@ -107,6 +116,32 @@ def pool(runs: Sequence[tuple[float, Outcome]]) -> list[tuple[float, Outcome]]:
 
 def is_generator_the_limit(outcome: Outcome) -> bool:
     return outcome.late_sends > LATE_SHARE * max(1, outcome.sent)
+
+
+def broken_promises(rates: Sequence[tuple[float, Outcome]]) -> list[str]:
+    """What the highest rate, which is to be far beyond capacity, shows of an overload that is not borne honestly.
+
+    Against the lowest rate, which stands for no load, accepted calls may take twice as long at the 99th percentile;
+    against capacity, the best goodput of all lower rates, a tenth of the goodput may be lost. `rates`: each once.
+    """
+    *lower, (_, highest) = sorted(rates, key=lambda each: each[0])
+    if not lower:
+        return ["one rate alone says nothing of overload"]
+    broken = [f"at {rate:g} a second the generator was the limit" for rate, o in rates if is_generator_the_limit(o)]
+    capacity = max(outcome.goodput for _, outcome in lower)
+    if highest.offered_rate < OVERLOAD * capacity:
+        broken.append(
+            f"{highest.offered_rate:.2f} a second are no {OVERLOAD:g} times the {capacity:.2f} that it can do"
+        )
+    latencies = highest.latency, unloaded(rates).latency
+    if not all(has_percentile(each, 99) for each in latencies):
+        return [*broken, "too few calls were answered for a 99th percentile"]
+    loaded_s, unloaded_s = (seconds(each, 99) for each in latencies)
+    if loaded_s > MOST_SLOWER * unloaded_s:
+        broken.append(f"the 99th percentile of accepted calls is {loaded_s:.2f} s, without load {unloaded_s:.2f}")
+    if highest.goodput < LEAST_GOODPUT * capacity:
+        broken.append(f"goodput is {highest.goodput:.2f} where {capacity:.2f} was reached")
+    return broken
 
 
 def duration_s(profile: Profile) -> float:

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import statistics
 import tempfile
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,23 +18,36 @@ from loadtest.conversations import conversation
 from loadtest.growth.curve import Curve
 from loadtest.growth.places import administered, shipped, waited
 from loadtest.resident import resident_bytes
+from loadtest.server import free_port
 
 RELOADS = 10
+
+MOST_MIB = 0.5
+"""Of memory that a reload may leave behind where many are made: a tenth of an adapter."""
+
+LEAST_COUNT = 100
+"""Of reloads from which on a slope says something."""
+
+REPORT_SECONDS = 5.0
+"""After which the engine has told what it holds."""
 
 
 async def per_reload(curve: Curve, rounds: int, advance: Callable[[], None]) -> None:
     """Reloads of a classifier that has changed on disk, one after the other, while somebody else asks another one.
 
-    Raises RuntimeError when a new revision does not answer at once, or when old ones are left at the end.
+    Raises RuntimeError when a new revision does not answer at once, when old ones or adapters are left at the end, and
+    when each reload leaves memory behind.
     """
     held = Curve("resident memory", "reload", "GiB")
     name, other = (folder.name for folder in shipped()[:2])
     turns, count = conversation(100, "who is answered by each revision"), RELOADS * rounds
     with tempfile.TemporaryDirectory(prefix="fantail-reloads-") as scratch:
         folders = shutil.copytree(CLASSIFIERS, Path(scratch) / "classifiers", ignore=shutil.ignore_patterns("data"))
-        async with administered(FANTAIL_CLASSIFIERS=str(folders)) as (server, client, admin):
+        metrics = f"127.0.0.1:{free_port()}"
+        places = {"FANTAIL_CLASSIFIERS": str(folders), "FANTAIL_METRICS_ADDRESS": metrics}
+        async with administered(**places) as (server, client, admin):
             calm = await waited(client, other, count)
-            before = len(await admin.list_revisions(timeout=CALL_SECONDS))
+            before = len(await admin.list_revisions(timeout=CALL_SECONDS)), await resident_adapters(metrics)
             beside: list[float] = []
             for number in range(count):
                 change_slightly(folders / name)
@@ -48,17 +62,29 @@ async def per_reload(curve: Curve, rounds: int, advance: Callable[[], None]) -> 
                 if number >= count // 2:  # by then what is filled only once is full
                     held.add("server", number, resident_bytes(server.pid) / 2**30)
                 advance()
-            if (after := len(await admin.list_revisions(timeout=CALL_SECONDS))) != before:
-                raise RuntimeError(f"{after} revisions are loaded, {before} were before")
+            after = len(await admin.list_revisions(timeout=CALL_SECONDS)), await resident_adapters(metrics)
+            if after != before:
+                raise RuntimeError(f"{after} revisions and adapters are loaded, {before} were before")
     start, slope = held.line("server")
     half = start + slope * (count // 2)
     curve.notes.append(
         f"resident after half of them {half:.2f} GiB, from there on {1024 * slope:.3f} MiB more with each"
     )
+    curve.notes.append(f"adapters in the engine at the end: {after[1]}, as before")
+    if 1024 * slope > MOST_MIB and count >= LEAST_COUNT:
+        raise RuntimeError(f"each reload leaves {1024 * slope:.2f} MiB behind")
     with_one, without = (
         f"{1000 * statistics.median(each):.0f} ms (longest {1000 * max(each):.0f})" for each in (beside, calm)
     )
     curve.notes.append(f"a call beside a reload: median {with_one}; without one {without}")
+
+
+async def resident_adapters(metrics: str) -> int:
+    """How many adapters the engine itself says that it holds."""
+    await asyncio.sleep(REPORT_SECONDS)
+    async with asyncio.timeout(CALL_SECONDS):
+        page = await asyncio.to_thread(lambda: urllib.request.urlopen(f"http://{metrics}/metrics").read().decode())
+    return sum(line.startswith("fantail_adapter_resident{") for line in page.splitlines())
 
 
 def change_slightly(folder: Path) -> None:

@@ -194,6 +194,8 @@ async def terminate(server: Server, account: Account) -> str:
     answered = sum(result.HasField("classification") for results in answers for result in results)
     if code != 0 or seconds > GRACE_SECONDS or not accepted or answered != sum(map(len, answers)):
         raise UnexpectedError(f"exit code {code} after {seconds:.1f} s, {answered} classifiers answered")
+    if not account.calls["UNAVAILABLE ERROR_REASON_STOPPING"]:
+        raise UnexpectedError(f"nobody was told that it stops: {dict(account.calls)}")
     return f"exit code 0 after {seconds:.1f} s, {len(accepted)} accepted calls answered"
 
 

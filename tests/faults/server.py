@@ -31,6 +31,9 @@ ROOT = Path(__file__).resolve().parents[2]
 GRACE_SECONDS = 30
 STOP_SECONDS = 90
 RESIDENT = "fantail_adapter_resident"
+REPORTED_SECONDS = 3.0
+"""After which what the engine counts is newer than the question: it is asked every two."""
+
 LAST_WORDS = 40
 """Lines of a server's log that are shown with a test that fails."""
 
@@ -96,7 +99,8 @@ class Server:
             return await operator.reload(timeout=120)
 
     async def is_idle(self, seconds: float) -> bool:
-        """Wait until nothing is in use; False when that takes too long."""
+        """Wait until nothing is in use, as counted from now on; False when that takes too long."""
+        await asyncio.sleep(REPORTED_SECONDS)
         return await _comes_true(lambda: self._in_use() == 0, seconds)
 
     async def is_busy_with(self, call: asyncio.Task[Any]) -> None:

@@ -171,15 +171,20 @@ async def test_the_first_rate_is_found_by_asking_one_after_the_other(address: st
     assert len(asked(listener)) == len(listener.heard) == 3
 
 
+def two_rates(address: str, output: Path, overload: bool = False) -> argparse.Namespace:
+    """What the command line says."""
+    return argparse.Namespace(
+        rate=[20.0, 40.0], address=address, key=None, processes=1, rounds=1, seed=1, output=output,
+        overload=overload, tls=False, ca=None, cert=None, cert_key=None,
+    )  # fmt: skip
+
+
 @pytest.mark.usefixtures("no_wait")
 async def test_the_command_prints_and_writes_what_became_of_each_run(
     tmp_path: Path, address: str, listener: Listener
 ) -> None:
     path = write_profile(tmp_path, steady_s=0.2, deadline_s=DEADLINE_S)
-    options = argparse.Namespace(
-        rate=[20.0, 40.0], address=address, key=None, processes=1, rounds=1, seed=1, output=tmp_path / "report",
-        tls=False, ca=None, cert=None, cert_key=None,
-    )  # fmt: skip
+    options = two_rates(address, tmp_path / "report")
     console = Console(file=io.StringIO(), width=160)
     await load(path, load_profile(path), options, console)
     assert isinstance(console.file, io.StringIO)
@@ -198,3 +203,11 @@ async def test_a_server_that_does_not_start_says_why_at_once(tmp_path: Path) -> 
     with pytest.raises(RuntimeError, match="FANTAIL_NONSENSE: unknown setting"):
         async with fresh_server(tmp_path / "log", FANTAIL_NONSENSE="1"):
             pass
+
+
+@pytest.mark.usefixtures("no_wait")
+async def test_a_server_that_is_not_overloaded_breaks_what_an_overload_is_to_show(tmp_path: Path, address: str) -> None:
+    path = write_profile(tmp_path)
+    options = two_rates(address, tmp_path / "report", overload=True)
+    with pytest.raises(SystemExit, match=r"not as promised: .*40\.00 a second are no 9\.5 times the 20\.00"):
+        await load(path, load_profile(path), options, Console(file=io.StringIO(), width=160))

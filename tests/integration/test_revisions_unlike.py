@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -194,3 +194,76 @@ async def test_with_divided_traffic_every_answer_is_that_of_the_revision_it_name
     )
     answers = [each.classification for each in await asyncio.gather(*calls)]
     assert seen(answers) == {(ACTIVATED, own, FIRST), (ACTIVATED, other, SECOND)}
+
+
+Ids = Sequence[str]
+Told = list[tuple[str, str]]
+
+
+async def _classify_each(client: FantailClient, turns: Told, ids: Ids) -> list[pb.Classification]:
+    asked = (client.classify(turns, ACTIVATED, timeout=DEADLINE_S, id=each) for each in ids)
+    return [each.classification for each in await asyncio.gather(*asked)]
+
+
+async def _fan_out_each(client: FantailClient, turns: Told, ids: Ids) -> list[pb.Classification]:
+    asked = (client.fan_out(turns, [ACTIVATED], timeout=DEADLINE_S, id=each) for each in ids)
+    return [each.results[0].classification for each in await asyncio.gather(*asked)]
+
+
+async def _stream_each(client: FantailClient, turns: Told, ids: Ids) -> list[pb.Classification]:
+    return [
+        result.classification
+        for each in ids
+        async for result in client.stream_fan_out(turns, [ACTIVATED], timeout=DEADLINE_S, id=each)
+    ]
+
+
+async def _batch_all(client: FantailClient, turns: Told, ids: Ids) -> list[pb.Classification]:
+    response = await client.classify_batch([turns] * len(ids), [ACTIVATED], timeout=DEADLINE_S, ids=ids)
+    return [item.fan_out.results[0].classification for item in response.items]
+
+
+async def _follow_each(client: FantailClient, turns: Told, ids: Ids) -> list[pb.Classification]:
+    answers = []
+    for each in ids:
+        async with client.follow([ACTIVATED], timeout=DEADLINE_S, id=each) as live:
+            response = await live.tell(turns)
+            assert response
+            answers.append(response.results[0].classification)
+    return answers
+
+
+WAYS = {each.__name__: each for each in (_classify_each, _fan_out_each, _stream_each, _batch_all, _follow_each)}
+
+
+async def divided(operated: Operated) -> None:
+    """Half of the traffic to another revision."""
+    own, other = operated.served.current().revision, await operated.load(operated.served.candidate(1, **probe(SECOND)))
+    await operated.admin.SetTraffic(traffic({own: 50, other: 50}), timeout=DEADLINE_S)
+
+
+async def test_a_conversation_stays_with_its_revision_however_it_is_asked_and_while_it_grows(
+    operated: Operated,
+) -> None:
+    await divided(operated)
+    ids, turns = [f"conversation {number}" for number in range(20)], list(HELLO)
+    expected = [each.revision for each in await _classify_each(operated.client, turns, ids)]
+    assert len(set(expected)) == 2
+    for way in WAYS.values():
+        turns = [*turns, ("agent", "let me see"), ("customer", f"and now, {len(turns)}?")]
+        assert [each.revision for each in await way(operated.client, turns, ids)] == expected
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+async def test_one_without_an_id_stays_with_its_revision_by_its_first_turn(
+    operated: Operated, way: Callable[[FantailClient, Told, Ids], Awaitable[list[pb.Classification]]]
+) -> None:
+    await divided(operated)
+    found = []
+    for number in range(12):
+        begun: Told = [("customer", f"hello, this is number {number}")]
+        grown = [*begun, ("agent", "hi"), ("customer", "thanks")]
+        (first,), (later,) = await way(operated.client, begun, [""]), await way(operated.client, grown, [""])
+        assert first.revision == later.revision
+        found.append(first.revision)
+    assert len(set(found)) == 2

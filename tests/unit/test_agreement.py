@@ -53,12 +53,14 @@ def test_enough_shipped_records_were_read_twice_and_wholly() -> None:
         assert {labels[name] for labels in second.values()} <= manifest.labels.keys()
 
 
-def test_the_command_prints_every_classifier(
+def test_the_command_prints_every_classifier_as_the_guide_has_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["agreement.py", str(SECOND)])
     main()
-    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    printed = capsys.readouterr().out
+    assert printed.strip() in (CLASSIFIERS / "LABELLING.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in printed.splitlines()[2:]]
     assert len(rows) == len(list(CLASSIFIERS.glob("*/classifier.toml")))
     assert {int(row[1]) for row in rows} == {len(labels_of([SECOND]))}
     assert all(float(row[3]) <= float(row[2]) <= 1 for row in rows)

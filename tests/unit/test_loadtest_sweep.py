@@ -13,6 +13,7 @@ from loadtest.run import (
     KNEE_SHARE,
     MOST_RUNS,
     MOST_STEPS,
+    broken_promises,
     by_rate,
     is_generator_the_limit,
     knee,
@@ -146,3 +147,39 @@ async def test_no_run_finds_the_conversations_of_an_earlier_one(make_runs: MakeR
     assert len(set(runs.seeds)) == len(runs.rates)
     assert 7 * MOST_RUNS <= min(runs.seeds) <= max(runs.seeds) < 8 * MOST_RUNS, "the next seed's are others"
     assert len(runs.seeds) > 2
+
+
+def answered_in(rate: float, goodput: float, slowest_s: float, late: int = 0) -> tuple[float, Outcome]:
+    """A run of a thousand seconds at `rate`, of whose latencies one in twenty is so long."""
+    made = outcome(
+        steady_s=1000.0, OK=round(1000 * goodput), RESOURCE_EXHAUSTED=round(1000 * (rate - goodput)), late=late
+    )
+    for _ in range(round(50 * goodput)):
+        made.latency.record_value(round(1e6 * slowest_s))
+    return rate, made
+
+
+HONEST = [answered_in(0.2, 0.2, 2.0), answered_in(1, 0.8, 3.0), answered_in(8, 0.75, 3.9)]
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        pytest.param(HONEST, [], id="as promised"),
+        pytest.param(HONEST[::-1], [], id="in any order"),
+        pytest.param([*HONEST[:2], answered_in(8, 0.75, 4.1)], ["99th percentile"], id="accepted calls wait too long"),
+        pytest.param([*HONEST[:2], answered_in(8, 0.71, 3.9)], ["goodput is 0.71 where 0.80"], id="goodput falls"),
+        pytest.param([*HONEST[:2], answered_in(7, 0.75, 3.9)], ["no 9.5 times"], id="no tenfold overload"),
+        pytest.param(
+            [answered_in(0.2, 0.2, 2.0, late=3), *HONEST[1:]],
+            ["at 0.2 a second the generator"],
+            id="late unloaded calls",
+        ),
+        pytest.param([*HONEST[:2], answered_in(8, 0.05, 3.9)], ["too few"], id="hardly anybody is answered"),
+        pytest.param(HONEST[:1], ["one rate alone"], id="one rate"),
+    ],
+)
+def test_an_overload_that_breaks_a_promise_is_said(runs: Sequence[tuple[float, Outcome]], said: list[str]) -> None:
+    broken = broken_promises(runs)
+    assert len(broken) == len(said)
+    assert all(words in sentence for words, sentence in zip(said, broken, strict=True))

@@ -34,6 +34,7 @@ def test_without_environment_the_defaults_hold() -> None:
     assert settings == Settings.model_construct()
     assert (settings.model, settings.address) == (BUNDLED, "127.0.0.1:50051")
     assert settings.classifiers == Path("classifiers")
+    assert settings.admin is False
     assert (settings.cores, settings.kv_gib, settings.context_tokens) == (None, None, None)
 
 

@@ -194,6 +194,7 @@ class Served:
 def served() -> Iterator[Served]:
     with collecting() as collector:
         settings = {"OTLP_ENDPOINT": collector.address, "STEP_TOKENS": str(STEP_TOKENS), "LOG_FORMAT": "json"}
+        settings["LOG_LEVEL"] = "debug"  # at no level is there anything of what was said
         with running_server(**{f"FANTAIL_{name}": value for name, value in settings.items()}) as server:
             yield Served(server, collector)
 

@@ -10,8 +10,9 @@ import grpc
 import psutil
 import pytest
 
+from loadtest.growth.reloads import change_slightly
 from service.client import FantailClient, RpcError, Turns
-from tests.faults.server import GRACE_SECONDS, running_server
+from tests.faults.server import GRACE_SECONDS, Server, running_server
 from tests.vllm.asking import TURNS, is_said_to_serve
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -23,9 +24,9 @@ ENDING_SECONDS = 10
 NOBODY = "nobody listens"
 
 
-async def test_who_comes_too_early_is_told_and_an_engine_ends_with_its_server_and_by_no_signal() -> None:
+async def test_who_comes_too_early_is_told_a_change_is_seen_and_an_engine_ends_with_its_server_alone() -> None:
     long: Turns = [("customer", "a long story, and all of it is new. " * 40)] * 4
-    with running_server() as server:
+    with running_server(FANTAIL_WATCH="true") as server:
         async with server.client() as client:
             async with asyncio.timeout(300):
                 while True:
@@ -44,6 +45,7 @@ async def test_who_comes_too_early_is_told_and_an_engine_ends_with_its_server_an
             with pytest.raises(RpcError) as hopeless:
                 await client.fan_out([("customer", f"second, {long[0][1]}"), *long], timeout=0.2 * (clock() - began))
             assert hopeless.value.reason == "ERROR_REASON_DEADLINE_TOO_NEAR"
+            await changes_by_itself(server, client)
             engines = server.engine_processes()
             assert engines
             for process in engines:  # as Ctrl-C does, or a process manager that signals a whole group
@@ -85,6 +87,18 @@ async def test_work_that_outlasts_the_grace_is_given_up_and_told_and_the_server_
                 await call
     assert (code, seconds < 2 + ENDING_SECONDS) == (0, True)
     assert given_up.value.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+async def changes_by_itself(server: Server, client: FantailClient) -> None:
+    """A folder that is changed on disk is proven and answers, without anybody asking for it."""
+    before = (await client.get_classifier("topic", timeout=20)).revision
+    change_slightly(server.folder / "topic")
+    for _ in range(600):
+        if (now := (await client.get_classifier("topic", timeout=20)).revision) != before:
+            break
+        await asyncio.sleep(0.2)
+    assert now != before
+    assert (await client.classify(TURNS, "topic", timeout=60)).classification.revision == now
 
 
 async def refusal(client: FantailClient) -> str:

@@ -201,11 +201,11 @@ def evaluate(
     )
     found = asyncio.run(evaluate(settings, plan, console))
     table = Table(title=f"{plan.split} records: means over classifiers")
-    for column in ("system", "accuracy", "macro-F1", "AUC", "ECE", "Brier"):
+    for column in ("system", "accuracy", "macro-F1", "AUC", "ECE", "Brier", "classifiers"):
         table.add_column(column, justify="left" if column == "system" else "right")
     for system, means in found["means"].items():
         cells = [means[key] for key in ("accuracy", "macro_f1", "auc", "ece", "brier")]
-        table.add_row(system, *("–" if cell is None else f"{cell:.3f}" for cell in cells))
+        table.add_row(system, *("–" if cell is None else f"{cell:.3f}" for cell in cells), str(means["classifiers"]))
     console.print(table)
     console.print(f"the report: {output / 'report.html'}")
 

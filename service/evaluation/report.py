@@ -112,14 +112,20 @@ def worst(predictions: Predictions, records: Mapping[str, Record]) -> list[Mista
 
 
 def summary(reports: Sequence[ClassifierReport]) -> dict[str, Any]:
-    """Means over classifiers by system, and every measure; NaN as null."""
+    """Means over classifiers by system, and every measure; NaN as null. Of mistakes the ids, not what was said.
+
+    A system that has not answered about all classifiers has a mean of those alone: `classifiers` counts them, and
+    `ours` is our macro-F1 over the same.
+    """
     systems = list(dict.fromkeys(system for report in reports for system in report.by_system))
+    answered = {system: [report.by_system for report in reports if system in report.by_system] for system in systems}
     means = {
         system: {
-            key: _mean([getattr(report.by_system[system], key) for report in reports if system in report.by_system])
+            key: _mean([getattr(by_system[system], key) for by_system in those])
             for key in ("accuracy", "macro_f1", "auc", "ece", "ece_raw", "brier", "brier_raw", "answered")
         }
-        for system in systems
+        | {"classifiers": len(those), "ours": _mean([by_system[OURS].macro_f1 for by_system in those])}
+        for system, those in answered.items()
     }
     classifiers = {
         report.name: {
@@ -128,6 +134,14 @@ def summary(reports: Sequence[ClassifierReport]) -> dict[str, Any]:
             "by_system": {system: _plain(asdict(m)) for system, m in report.by_system.items()},
             "by_slice": {part: _plain(asdict(m)) for part, m in report.by_slice.items()},
             "confusion": confusion(report.predictions).tolist(),
+            "reliability": {
+                name: [_plain(asdict(each)) for each in reliability(values, report.predictions.gold)]
+                for name, values in _before_and_after(report.predictions)
+            },
+            "mistakes": [
+                _plain({key: value for key, value in asdict(each).items() if key != "conversation"})
+                for each in report.mistakes
+            ],
             "acted_on": [_plain(asdict(each)) for each in report.acted_on],
         }
         for report in reports
@@ -235,7 +249,7 @@ def _plots(report: ClassifierReport) -> Any:
     left.set_xlabel("answered")
     left.set_ylabel("labelled")
     right.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    for values, name in ((report.predictions.raw, "raw"), (report.predictions.probabilities, "calibrated")):
+    for name, values in _before_and_after(report.predictions):
         bins = reliability(values, report.predictions.gold)
         right.plot([b.confidence for b in bins], [b.accuracy for b in bins], "o-", markersize=4, label=name)
     right.set_xlabel("confidence")
@@ -244,6 +258,11 @@ def _plots(report: ClassifierReport) -> Any:
     right.set_ylim(0, 1.02)
     right.legend(fontsize=8)
     return figure
+
+
+def _before_and_after(predictions: Predictions) -> list[tuple[str, NDArray[np.float64]]]:
+    """Probabilities before and after calibration, by what a diagram calls them."""
+    return [("raw", predictions.raw), ("calibrated", predictions.probabilities)]
 
 
 def _svg(figure: Any) -> str:

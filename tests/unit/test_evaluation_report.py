@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import pytest
 
 from service.domain import Conversation, Role, Turn
-from service.evaluation.measures import measure
+from service.evaluation.measures import measure, reliability
 from service.evaluation.predictions import Predictions
 from service.evaluation.report import (
     LONG_TURNS,
@@ -122,6 +123,35 @@ def test_a_summary_means_over_the_classifiers_that_a_system_answered() -> None:
     assert {system: means["accuracy"] for system, means in found["means"].items()} == {OURS: 0.5, "other": 0.25}
 
 
+def test_a_system_that_answered_for_some_stands_beside_ours_over_the_same() -> None:
+    reports = classifier_reports({OURS: {"refund": GOOD, "topic": POOR}, "other": {"topic": POOR}}, FOUR)
+    means = summary(reports)["means"]
+    assert {system: each["classifiers"] for system, each in means.items()} == {OURS: 2, "other": 1}
+    assert means["other"]["ours"] == pytest.approx(measure(POOR).macro_f1, abs=1e-4)
+    assert means[OURS]["ours"] == means[OURS]["macro_f1"] > means["other"]["ours"]
+
+
+def test_a_summary_holds_the_reliability_diagram_before_and_after_calibration() -> None:
+    answers = replace(GOOD, raw=GOOD.probabilities[::-1])
+    (report,) = classifier_reports({OURS: {"refund": answers}}, FOUR)
+    found = summary([report])["classifiers"]["refund"]["reliability"]
+    for name, values in (("raw", answers.raw), ("calibrated", answers.probabilities)):
+        bins = [asdict(each) for each in reliability(values, answers.gold)]
+        assert [list(each.values()) for each in found[name]] == [
+            pytest.approx(list(b.values()), abs=1e-4) for b in bins
+        ]
+        assert sum(each["share"] for each in found[name]) == pytest.approx(1)
+
+
+def test_a_summary_names_the_worst_mistakes_and_says_nothing_of_what_was_said() -> None:
+    (report,) = classifier_reports({OURS: {"topic": POOR}}, FOUR)
+    found = summary([report])["classifiers"]["topic"]["mistakes"]
+    assert [each["id"] for each in found] == [each.id for each in report.mistakes]
+    assert all(each.keys() == {"id", "gold", "label", "confidence"} for each in found)
+    assert all(each["gold"] != each["label"] for each in found)
+    assert found
+
+
 def test_a_mean_leaves_out_what_could_not_be_measured() -> None:
     found = summary(classifier_reports({OURS: {"refund": GOOD, "topic": ONE_CLASS}}, FOUR))
     assert found["means"][OURS]["auc"] == 1.0
@@ -222,7 +252,15 @@ def test_a_page_plots_of_every_classifier(page: str, shown: Sequence[str]) -> No
 def test_a_page_shows_the_means_before_and_after_calibration(page: str, key: str) -> None:
     overview = page[page.index("mean over classifiers") : page.index("</table>", page.index("mean over classifiers"))]
     assert f"<th>{key}</th>" in overview
-    assert {line.count("<td>") for line in re.findall(r"<tr>\s*<td>.*?</tr>", overview, re.DOTALL)} == {8}
+    rows = re.findall(r"<tr>\s*<td>.*?</tr>", overview, re.DOTALL)
+    assert {line.count("<td>") for line in rows} == {overview.count("</th>")}
+
+
+def test_a_page_shows_every_slice(page: str) -> None:
+    (report,) = reports()
+    shown = Page(page).shown
+    assert len(report.by_slice) > 3
+    assert [part for part in report.by_slice if part not in shown] == []
 
 
 def test_a_page_heads_a_mistake_with_what_was_wanted_and_what_was_answered(page: str) -> None:

@@ -128,7 +128,6 @@ def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # The last four, since this process loads its plugins only once.
-@pytest.mark.faults
 async def test_with_patches_off_the_gate_withholds_what_the_proof_would_have_refused(
     engine_config: VllmConfig,
     prompting: Prompting,

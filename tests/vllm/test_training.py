@@ -193,6 +193,7 @@ def test_a_classifier_of_ones_own_is_made_trained_on_ones_own_data_and_servable(
     record = json.loads((own / "refund_request" / "training.json").read_text())
     assert record["data"] == {"own.jsonl": hashlib.sha256((own.parent / "own.jsonl").read_bytes()).hexdigest()}
     assert record["records"]["train"] + record["records"]["dev"] < 24
+    assert record["versions"].keys() == {"torch", "transformers", "peft", "python"}
     assert len(record["curve"]) == 1
     assert record["took"]["seconds"] > 0
 

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PROC = Path("/proc")
 
+ALL = ("Pss:",)
+"""Of a process's memory: a page that several share counts in each of them by its part."""
 
-def resident_bytes(root: int) -> int:
-    """Sum of what each process of the tree holds. A page that several share counts in each of them by its part (Pss);
-    where the kernel does not tell that, it counts in full in each (RSS)."""
+OF_NO_FILE = ("Pss_Anon:", "Pss_Shmem:")
+"""Without the pages of files, such as libraries, which count for more as soon as another process that has them ends:
+what a leak makes grow."""
+
+
+def resident_bytes(root: int, kinds: Sequence[str] = ALL) -> int:
+    """Sum of what each process of the tree holds; where the kernel does not tell kinds, all of it in full (RSS)."""
     total = 0
     for pid in tree(root, parents()):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
-            total += held_bytes(PROC / str(pid))
+            total += held_bytes(PROC / str(pid), kinds)
     return total
 
 
-def held_bytes(process: Path) -> int:
+def held_bytes(process: Path, kinds: Sequence[str]) -> int:
     with contextlib.suppress(FileNotFoundError, PermissionError):
         lines = (process / "smaps_rollup").read_text(encoding="utf-8").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(tuple(kinds)))
     return int((process / "statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

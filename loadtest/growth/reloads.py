@@ -17,7 +17,7 @@ from loadtest.contestants import CALL_SECONDS, CLASSIFIERS, timed
 from loadtest.conversations import conversation
 from loadtest.growth.curve import Curve
 from loadtest.growth.places import administered, shipped, waited
-from loadtest.resident import resident_bytes
+from loadtest.resident import OF_NO_FILE, resident_bytes
 from loadtest.server import free_port
 
 RELOADS = 10
@@ -60,7 +60,7 @@ async def per_reload(curve: Curve, rounds: int, advance: Callable[[], None]) -> 
                 if result.problems or answer.revision != result.revision:
                     raise RuntimeError(f"reload {number}: {answer.revision} answers; {result}")
                 if number >= count // 2:  # by then what is filled only once is full
-                    held.add("server", number, resident_bytes(server.pid) / 2**30)
+                    held.add("server", number, resident_bytes(server.pid, OF_NO_FILE) / 2**30)
                 advance()
             after = len(await admin.list_revisions(timeout=CALL_SECONDS)), await resident_adapters(metrics)
             if after != before:
@@ -68,7 +68,8 @@ async def per_reload(curve: Curve, rounds: int, advance: Callable[[], None]) -> 
     start, slope = held.line("server")
     half = start + slope * (count // 2)
     curve.notes.append(
-        f"resident after half of them {half:.2f} GiB, from there on {1024 * slope:.3f} MiB more with each"
+        f"resident after half of them, without pages of files, {half:.2f} GiB, from there on {1024 * slope:.3f} MiB more "
+        "with each"
     )
     curve.notes.append(f"adapters in the engine at the end: {after[1]}, as before")
     if 1024 * slope > MOST_MIB and count >= LEAST_COUNT:

@@ -22,7 +22,7 @@ from loadtest.baselines.worker import openmp
 from loadtest.comparison import Comparison, has_time_left, rounded, worst_difference
 from loadtest.contestants import PEERS, Answer, Contestant
 from loadtest.conversations import Turns
-from loadtest.resident import resident_bytes, tree
+from loadtest.resident import OF_NO_FILE, resident_bytes, tree
 from service.engine.hardware import Choice
 from service.engine.launch import process_environment
 
@@ -263,8 +263,10 @@ def test_a_page_that_processes_share_counts_by_parts_where_the_kernel_tells_them
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resident, "PROC", tmp_path)
-    fake_process(tmp_path, 10, smaps_rollup="00-ff ---p [rollup]\nRss:   900 kB\nPss:   700 kB\nPss_Dirty: 3 kB\n")
+    kinds = "Pss_Dirty: 3 kB\nPss_Anon: 40 kB\nPss_File: 655 kB\nPss_Shmem: 5 kB\n"
+    fake_process(tmp_path, 10, smaps_rollup=f"00-ff ---p [rollup]\nRss:   900 kB\nPss:   700 kB\n{kinds}")
     assert resident_bytes(10) == 700 * 1024
+    assert resident_bytes(10, OF_NO_FILE) == 45 * 1024
     fake_process(tmp_path, 11, stat="11 (no) parts) S 10 2 3")
     assert resident_bytes(10) == 700 * 1024 + 500 * os.sysconf("SC_PAGE_SIZE")
 

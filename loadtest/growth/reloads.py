@@ -68,8 +68,8 @@ async def per_reload(curve: Curve, rounds: int, advance: Callable[[], None]) -> 
     start, slope = held.line("server")
     half = start + slope * (count // 2)
     curve.notes.append(
-        f"resident after half of them, without pages of files, {half:.2f} GiB, from there on {1024 * slope:.3f} MiB more "
-        "with each"
+        f"resident after half of them, without pages of files, {half:.2f} GiB, from there on {1024 * slope:.3f} MiB "
+        "more with each"
     )
     curve.notes.append(f"adapters in the engine at the end: {after[1]}, as before")
     if 1024 * slope > MOST_MIB and count >= LEAST_COUNT:

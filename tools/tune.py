@@ -2,14 +2,15 @@
 
 `python -m tools.tune [GROUP|KEY…]` tries all, or some groups or keys, and goes on where it was interrupted. Results
 gather in `classifiers/tuning.json`, from which the table in `classifiers/TUNING.md` is written. Nothing here replaces a
-shipped adapter. Two of these on different groups, one core and one thread each, do more than one on two cores.
+shipped adapter; `--adapters FOLDER` keeps what is trained as PEFT folders, `FOLDER/KEY/NAME/adapter`, for `fantail
+import`. Two of these on different groups, one core and one thread each, do more than one on two cores.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +28,7 @@ from service.prompt.builder import PromptBuilder
 from service.prompt.format import PromptFormat, load_prompt_format
 from service.settings import load_settings
 from service.start import Prompting, load_prompting
+from service.training.export import export_adapter
 from service.training.fan import Fan, PrefixKV
 from service.training.loop import Example, Trainer, TrainingConfig
 from service.training.plain import PlainFan, PlainPrefix
@@ -49,6 +51,7 @@ class Tuning:
     tasks: Sequence[Task]
     records: Sequence[Record]
     scratch: Path
+    adapters: Path | None
     console: Console
     _read: dict[str, PrefixKV | PlainPrefix] = field(default_factory=dict)
     _read_as: tuple[Any, ...] = ()
@@ -88,6 +91,7 @@ class Tuning:
             bar = bars.add_task(f"{variant.group}: {variant.name}", total=config.epochs * len(train))
             trainer.run(examples["train"], examples["dev"], lambda done: bars.advance(bar, done), lambda scores: None)
         answers = trainer.answers(examples["dev"])
+        self._keep(variant, config, fan, tasks)
         trainer.checkpoint.unlink(missing_ok=True)
         f1 = [
             float(macro_f1s(place.numpy(), scores.argmax(-1).numpy(), scores.shape[1])[0]) for scores, place in answers
@@ -105,6 +109,15 @@ class Tuning:
             "by_classifier": {task.name: round(each, 4) for task, each in zip(tasks, f1, strict=True)},
             "minutes": round((time.monotonic() - began) / 60, 1),
         }
+
+    def _keep(self, variant: Variant, config: TrainingConfig, fan: Fan, tasks: Sequence[Task]) -> None:
+        if self.adapters is None:
+            return
+        invocation = None if variant.plain else self._builder(variant).invocation_ids
+        for index, task in enumerate(tasks):
+            folder = self.adapters / variant.key / task.name
+            folder.mkdir(parents=True, exist_ok=True)
+            export_adapter(fan, index, folder, config, self.prompting.base.name, invocation, asdict(variant))
 
     def _builder(self, variant: Variant) -> PromptBuilder:
         changes = {"filler": variant.filler, "invocation": variant.invocation}
@@ -163,7 +176,11 @@ def results_in(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    wanted = set(sys.argv[1:])
+    parser = argparse.ArgumentParser(prog="python -m tools.tune", description="Measure what is not measured yet.")
+    parser.add_argument("wanted", nargs="*", metavar="GROUP|KEY")
+    parser.add_argument("--adapters", type=Path, metavar="FOLDER", help="where to keep what is trained")
+    arguments = parser.parse_args()
+    wanted = set(arguments.wanted)
     settings = load_settings()
     prompting = load_prompting(settings)
     tasks = load_tasks(settings.classifiers, [], prompting.tokenizer, prompting.builder)
@@ -174,7 +191,7 @@ def main() -> None:
     path, console = settings.classifiers / "tuning.json", Console()
     results = results_in(path)
     prompt_format = load_prompt_format(settings.classifiers)
-    tuning = Tuning(prompting, prompt_format, tasks, used, cache_folder() / "tune", console)
+    tuning = Tuning(prompting, prompt_format, tasks, used, cache_folder() / "tune", arguments.adapters, console)
     for variant in (*VARIANTS, *PLAIN):
         if variant.key not in results and (not wanted or {variant.group, variant.key} & wanted):
             found = tuning.measure(variant)

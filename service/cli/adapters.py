@@ -79,7 +79,7 @@ def import_adapter(
         require_valid(prompting, folder)
         refresh_probes(prompting, [folder], _files(settings.classifiers, data))
     console.print(
-        f"{settings.classifiers / name} is made around a {kind.value} adapter; `fantail evaluate` measures it"
+        f"{settings.classifiers / name} is made around its {kind.value} adapter; `fantail evaluate` measures it"
     )
 
 

@@ -16,8 +16,8 @@ from service.training.loop import TrainingConfig
 from service.training.records import Record
 from service.training.train import Task
 from tests.conftest import CONTEXT_TOKENS
-from tests.support import MANIFEST, talk
-from tools.tune import BARE, run_digest, words_of
+from tests.support import CLASSIFIERS, MANIFEST, talk
+from tools.tune import BARE, results_in, run_digest, words_of
 from tools.tuning import BESIDE_PLAIN, PLAIN, VARIANTS, Variant, base_dtype, plain_section
 
 RUN: dict[str, Any] = {
@@ -126,6 +126,12 @@ def test_the_plain_ones_are_said_to_be_chosen_beforehand_and_how_many_are_measur
     assert f"6 were chosen beforehand ({', '.join(v.name for v in PLAIN)}); 3 of them are measured." in text
 
 
+def test_all_are_said_to_be_measured() -> None:
+    every = {each.key: {"dev_macro_f1": 0.8, "base_dtype": "float32"} for each in PLAIN}
+    text = " ".join(plain_section(every | activated(**{each.name: 0.8 for each in PLAIN})).split())
+    assert "; all of them are measured." in text
+
+
 def test_each_side_is_said_to_be_multiplied_in_what_it_was() -> None:
     beside = activated(topic=0.8)
     assert "multiplied in bfloat16, that of the plain ones in float32." in " ".join(
@@ -141,6 +147,10 @@ def test_the_shipped_learning_rate_is_tried_and_nothing_that_was_never_measured_
     (shipped,) = (each for each in VARIANTS if each.config == {"learning_rate": 0.0015})
     assert (shipped.name, shipped.share) == ("learning rate 0.0015", 0.25)
     assert not any("dropout" in each.config for each in VARIANTS)
+
+
+def test_every_variant_is_measured() -> None:
+    assert results_in(CLASSIFIERS / "tuning.json").keys() == {each.key for each in (*VARIANTS, *PLAIN)}
 
 
 def test_every_result_says_or_is_known_to_be_of_some_arithmetic() -> None:

@@ -3,7 +3,8 @@
 `python -m tools.tune [GROUP|KEY…]` tries all, or some groups or keys, and goes on where it was interrupted. Results
 gather in `classifiers/tuning.json`, from which the table in `classifiers/TUNING.md` is written. Nothing here replaces a
 shipped adapter; `--adapters FOLDER` keeps what is trained as PEFT folders, `FOLDER/KEY/NAME/adapter`, for `fantail
-import`. Two of these on different groups, one core and one thread each, do more than one on two cores.
+import`. What has a result is not trained again: to have its adapters, take its key out of `tuning.json` in a copy.
+Two of these on different groups, one core and one thread each, do more than one on two cores.
 """
 
 from __future__ import annotations
@@ -91,7 +92,12 @@ class Tuning:
             bar = bars.add_task(f"{variant.group}: {variant.name}", total=config.epochs * len(train))
             trainer.run(examples["train"], examples["dev"], lambda done: bars.advance(bar, done), lambda scores: None)
         answers = trainer.answers(examples["dev"])
-        self._keep(variant, config, fan, tasks)
+        if self.adapters is not None:
+            invocation = None if variant.plain else builder.invocation_ids
+            for index, task in enumerate(tasks):
+                folder = self.adapters / variant.key / task.name
+                folder.mkdir(parents=True, exist_ok=True)
+                export_adapter(fan, index, folder, config, self.prompting.base.name, invocation, asdict(variant))
         trainer.checkpoint.unlink(missing_ok=True)
         f1 = [
             float(macro_f1s(place.numpy(), scores.argmax(-1).numpy(), scores.shape[1])[0]) for scores, place in answers
@@ -109,15 +115,6 @@ class Tuning:
             "by_classifier": {task.name: round(each, 4) for task, each in zip(tasks, f1, strict=True)},
             "minutes": round((time.monotonic() - began) / 60, 1),
         }
-
-    def _keep(self, variant: Variant, config: TrainingConfig, fan: Fan, tasks: Sequence[Task]) -> None:
-        if self.adapters is None:
-            return
-        invocation = None if variant.plain else self._builder(variant).invocation_ids
-        for index, task in enumerate(tasks):
-            folder = self.adapters / variant.key / task.name
-            folder.mkdir(parents=True, exist_ok=True)
-            export_adapter(fan, index, folder, config, self.prompting.base.name, invocation, asdict(variant))
 
     def _builder(self, variant: Variant) -> PromptBuilder:
         changes = {"filler": variant.filler, "invocation": variant.invocation}
@@ -178,7 +175,7 @@ def results_in(path: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.tune", description="Measure what is not measured yet.")
     parser.add_argument("wanted", nargs="*", metavar="GROUP|KEY")
-    parser.add_argument("--adapters", type=Path, metavar="FOLDER", help="where to keep what is trained")
+    parser.add_argument("--adapters", type=Path, metavar="FOLDER", help="where to keep what this run trains")
     arguments = parser.parse_args()
     wanted = set(arguments.wanted)
     settings = load_settings()

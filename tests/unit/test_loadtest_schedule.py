@@ -172,7 +172,9 @@ def test_a_follow_up_is_an_earlier_conversation_and_two_turns_more() -> None:
 
 def test_a_follow_up_goes_on_with_one_of_the_latest_conversations() -> None:
     open_: list[Turns] = []
-    for call in scheduled(profile(follow_ups=0.3, steady_s=1000.0)):
+    calls = scheduled(profile(follow_ups=0.3, steady_s=1000.0))
+    assert any(call.follow_up for call in calls)
+    for call in calls:
         if call.follow_up:
             open_.remove(call.turns[:-2])  # a conversation goes on in one way only
         open_ = [*open_, call.turns][-RECENT:]
